@@ -1,0 +1,1 @@
+"""The real programs that otelperf works with: how to get them, start them and ask them."""
