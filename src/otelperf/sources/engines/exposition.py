@@ -1,0 +1,79 @@
+"""Prometheus' text format, read for the wanted series only.
+
+A server's page has thousands of lines and the agent wants dozens: an unwanted line costs one look at its name. (The
+parser of prometheus_client reads every line whole; it is some twenty times dearer on a real page.)
+Format: https://prometheus.io/docs/instrumenting/exposition_formats/
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from typing import NamedTuple
+
+_LINE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)[ \t]*(?:\{(.*)\})?[ \t]*(\S+)(?:[ \t]+(-?\d+))?[ \t]*$")
+_LABEL = re.compile(r'[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"[ \t]*(,|$)')
+_NAME_END = re.compile(r"[{ \t]")
+_ESCAPE = re.compile(r"\\(.)")
+_UNESCAPED = {"n": "\n", "\\": "\\", '"': '"'}
+
+
+class Sample(NamedTuple):
+    """One line."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
+
+class Page(NamedTuple):
+    """The wanted samples, how many wanted lines could not be read, and the first of those."""
+
+    samples: list[Sample]
+    malformed: int
+    first_malformed: str
+
+
+def parse(text: str, wanted: AbstractSet[str]) -> Page:
+    """Read the lines whose metric is *wanted*; the others are not looked at further. Never raises."""
+    samples: list[Sample] = []
+    malformed, first = 0, ""
+    for line in text.split("\n"):
+        end = _NAME_END.search(line)
+        if end is None or line[: end.start()] not in wanted:
+            continue
+        sample = _sample(line.rstrip("\r"))
+        if sample is None:
+            malformed += 1
+            first = first or line[:120]
+        else:
+            samples.append(sample)
+    return Page(samples, malformed, first)
+
+
+def _sample(line: str) -> Sample | None:
+    match = _LINE.match(line)
+    if match is None:
+        return None
+    name, labels_text, value_text, _ = match.groups()
+    labels = _labels(labels_text or "")
+    if labels is None or "_" in value_text:  # float() takes 1_000, the format does not
+        return None
+    try:
+        return Sample(name, labels, float(value_text))
+    except ValueError:
+        return None
+
+
+def _labels(text: str) -> dict[str, str] | None:
+    labels: dict[str, str] = {}
+    position = 0
+    while position < len(text):
+        match = _LABEL.match(text, position)
+        if match is None:
+            return None
+        value = match[2]
+        labels[match[1]] = _ESCAPE.sub(lambda m: _UNESCAPED.get(m[1], m[0]), value) if "\\" in value else value
+        position = match.end()
+    return labels

@@ -1,0 +1,153 @@
+"""llama.cpp's llama-server: /metrics (with --metrics), /slots, /props.
+
+Names and meanings: tools/server/README.md and server-task.cpp in ggml-org/llama.cpp, builds of 2026. Its series carry no
+labels. ``prompt_tokens_total`` leaves out tokens found in the cache; ``n_busy_slots_per_decode`` is a mean over the server's life,
+so the mean since the last reading comes from differences.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from otelperf.readings import Attributes, Reading
+from otelperf.sources.engines.engine import (
+    REQUEST_STATE,
+    THROUGHPUT,
+    TOKEN_TYPE,
+    TOKENS,
+    WORKER_ID,
+    WORKER_STATE,
+    Engine,
+    Facts,
+    JsonPage,
+    Moment,
+    Take,
+    grown,
+)
+
+_PROMPT = "llamacpp:prompt_tokens_total"
+_CACHED = "llamacpp:prompt_tokens_cached_total"
+_PREDICTED = "llamacpp:tokens_predicted_total"
+_DECODES = "llamacpp:n_decode_total"
+_BUSY = "llamacpp:n_busy_slots_per_decode"
+_INPUT: Attributes = {TOKEN_TYPE: "input"}
+_OUTPUT: Attributes = {TOKEN_TYPE: "output"}
+_WORKERS = 256  # slots told apart at most
+_SECOND = 1e9
+
+
+def facts(props: Any) -> Facts:
+    """Read /props."""
+    numbers: dict[str, float] = {}
+    slots, settings = props.get("total_slots"), props.get("default_generation_settings")
+    if _is_number(slots):
+        numbers["slots"] = slots
+    if isinstance(settings, dict) and _is_number(settings.get("n_ctx")):
+        numbers["context"] = settings["n_ctx"]
+    model = props.get("model_alias") or props.get("model_path")
+    return Facts(model=str(model).rsplit("/", 1)[-1] if model else None, numbers=numbers)
+
+
+def slots(page: Any, known: Facts) -> list[Reading]:
+    """Read /slots: each slot is a worker, active or idle, and holds so many tokens of its context."""
+    readings: list[Reading] = []
+    fills: list[float] = []
+    for slot in page[:_WORKERS]:
+        active = slot["is_processing"]
+        readings += [
+            Reading("otelperf.worker.state", int(active == (state == "active")), _worker(slot["id"], state))
+            for state in ("active", "idle")
+        ]
+        tokens, context = slot.get("n_prompt_tokens"), slot.get("n_ctx")
+        if _is_number(tokens) and _is_number(context) and context > 0:
+            fills.append(tokens / context)
+    if fills:
+        readings.append(Reading("otelperf.server.context.utilization", max(fills)))
+    if "context" in known.numbers:
+        readings.append(Reading("otelperf.server.context.limit", int(known.numbers["context"])))
+    return readings
+
+
+def derive(before: Moment | None, now: Moment, known: Facts) -> list[Reading]:
+    """Make tokens a second, batch sizes and cache queries of two scrapes."""
+    readings = _cache(now)
+    limit = known.numbers.get("slots")
+    if limit:
+        readings.append(Reading("otelperf.server.batch.limit", int(limit)))
+    if before is None:
+        return readings
+    seconds = (now.time - before.time) / _SECOND
+    for series, attributes in ((_PROMPT, _INPUT), (_PREDICTED, _OUTPUT)):
+        tokens = grown(before, now, series)
+        if tokens is not None and seconds > 0:
+            readings.append(Reading(THROUGHPUT, tokens / seconds, attributes))
+    size = _batch_size(before, now)
+    if size is not None:
+        readings.append(Reading("otelperf.server.batch.size", size))
+        if limit:
+            readings.append(Reading("otelperf.server.batch.utilization", size / limit))
+    return readings
+
+
+def _cache(now: Moment) -> list[Reading]:
+    """Prompt tokens are either found in the cache or processed: together they are what was looked up."""
+    processed, cached = now.values.get(_PROMPT), now.values.get(_CACHED)
+    if processed is None or cached is None:
+        return []
+    return [
+        Reading("otelperf.server.prefix_cache.queries", _whole(processed + cached)),
+        Reading("otelperf.server.prefix_cache.hits", _whole(cached)),
+    ]
+
+
+def _batch_size(before: Moment, now: Moment) -> float | None:
+    """The mean since the last reading, out of two means over the server's life; None where nothing was decoded."""
+    try:
+        old, new = before.values[_BUSY] * before.values[_DECODES], now.values[_BUSY] * now.values[_DECODES]
+        decodes = now.values[_DECODES] - before.values[_DECODES]
+    except KeyError:
+        return None
+    if decodes < 0:
+        old, decodes = 0.0, now.values[_DECODES]
+    # The page prints six digits, so that the product is off by up to 1e-5 of the life's total: no sharper than that.
+    return max(1.0, (new - old) / decodes) if decodes > 0 and new * 1e-5 < decodes else None
+
+
+@lru_cache(maxsize=2 * _WORKERS)
+def _worker(slot: int, state: str) -> Attributes:
+    return {WORKER_ID: str(slot), WORKER_STATE: state}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(value: float) -> float:
+    return int(value) if value.is_integer() else value
+
+
+LLAMACPP = Engine(
+    name="llama.cpp",
+    port=8080,
+    metrics_path="/metrics",
+    takes=(
+        Take(_PROMPT, TOKENS, _INPUT),
+        Take(_PREDICTED, TOKENS, _OUTPUT),
+        Take("llamacpp:prompt_seconds_total", "otelperf.server.processing.time", _INPUT),
+        Take("llamacpp:tokens_predicted_seconds_total", "otelperf.server.processing.time", _OUTPUT),
+        Take("llamacpp:requests_processing", "otelperf.server.active_requests", {REQUEST_STATE: "running"}),
+        Take("llamacpp:requests_deferred", "otelperf.server.active_requests", {REQUEST_STATE: "waiting"}),
+        Take("llamacpp:spec_decode_num_draft_tokens_total", "otelperf.server.speculative.drafted"),
+        Take("llamacpp:spec_decode_num_accepted_tokens_total", "otelperf.server.speculative.accepted"),
+    ),
+    also=(_CACHED, _DECODES, _BUSY),
+    off={
+        404: "start llama-server with --metrics (a router also wants ?model=)",
+        501: "start llama-server with --metrics",
+    },
+    pages=(JsonPage("/slots", slots),),
+    facts_path="/props",
+    facts=facts,
+    derive=derive,
+)
