@@ -1,0 +1,48 @@
+# Two commands do everything: `make run` and `make test`. Both set up what they need.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PARTS := collector prometheus promtool alertmanager amtool llama-server tiny-model
+
+.PHONY: run test check stack parts bench docs clean
+
+run: $(VENV)/.installed  ## Run the agent on this machine; needs nothing else
+	OTEL_METRICS_EXPORTER=$${OTEL_METRICS_EXPORTER:-console} $(BIN)/otelperf agent
+
+check: $(VENV)/.dev  ## Lint, types and unit tests: under a minute
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest -q -m "not end_to_end"
+
+test: check parts  ## Everything, with the real Collector, Prometheus and llama-server
+	$(BIN)/pytest -q -m end_to_end
+
+parts: $(VENV)/.dev  ## Build the real parts (cached in OTELPERF_PARTS)
+	$(BIN)/python -m stack.parts $(PARTS)
+
+stack: parts  ## Collector, Prometheus, Alertmanager, llama-server under load, and the agent, on loopback
+	$(BIN)/python -m stack
+
+bench: parts  ## Print the figures that the documentation quotes
+	$(BIN)/python -m benchmarks.footprint
+
+docs: $(VENV)/.dev  ## Write the generated tables in docs/
+	$(BIN)/python -m tests.generated_docs
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/.made:
+	$(PYTHON) -c 'import sys; sys.exit("otelperf needs Python 3.11 or newer, this is %s: set PYTHON=..." % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# An editable install: the code is run as it is, and only new dependencies need a new install.
+$(VENV)/.installed: pyproject.toml | $(VENV)/.made
+	$(BIN)/pip install -q -e .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml requirements-dev.txt | $(VENV)/.made
+	$(BIN)/pip install -q -e '.[grpc]' -r requirements-dev.txt
+	touch $@ $(VENV)/.installed

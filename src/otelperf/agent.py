@@ -1,0 +1,269 @@
+"""The sidecar process: one clock, one tick, and everything that hangs on it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from os import environ as process_environ
+from typing import TYPE_CHECKING
+
+from otelperf import __version__, catalog, own
+from otelperf.console import Console, NullExporter
+from otelperf.endpoint import Endpoint, Page, as_json, as_text
+from otelperf.export import QueueExporter, Sender, Transport
+from otelperf.gate.clock import Clock
+from otelperf.gate.metrics import DeltaGate
+from otelperf.gate.policy import Override, Policy
+from otelperf.logs import Log
+from otelperf.points import SCOPE_NAME, Points
+from otelperf.readings import Batch, Snapshot, Source
+from otelperf.resource import resources
+from otelperf.sampler import Sampler
+from otelperf.sources import agent_source, host_sources
+from otelperf.sources.engines import ENGINES
+from otelperf.sources.engines.server import Server
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics.export import MetricExporter
+    from opentelemetry.sdk.resources import Resource
+
+    from otelperf.config import Settings
+
+_log = Log("otelperf.agent")
+
+_LATE_TICKS = 10  # a tick this many intervals old means that the loop hangs
+_LATE_SECONDS = 30.0
+_OWN_INTERVAL = 5.0
+_FILESYSTEM_INTERVAL = 5.0
+
+
+class Agent:
+    """Sources, sampler, gate and sender, made from *settings*.
+
+    Tests give a *clock* of their own (Unix ns), drive ``tick`` by hand, and read every source in their own thread
+    with *threads* false.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        environ: Mapping[str, str] = process_environ,
+        clock: Callable[[], int] | None = None,
+        threads: bool = True,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock or Clock()
+        self._started = self._clock()
+        self.servers = _servers(settings)
+        sources = _sources(settings, self.servers)
+        # A server is read on its own thread and its answer taken at the next tick: no tick is longer than a second.
+        self.interval = min(1.0, *(interval for _, interval in sources))
+        gone_after = settings.gate.gone_after or 2 * settings.gate.heartbeat
+        self._sampler = Sampler(sources, gone_after, threads=threads)
+        resource_of = resources(settings, __version__, self.servers, environ)
+        self._spared = {id(resource_of[server.entity]): server for server in self.servers}
+        self._points = Points(resource_of, __version__)
+        self._console = Console() if settings.metrics.exporter == "console" else None
+        self._sender: Sender | None = None
+        self.gate = self._make_gate(self._exporter())
+        self._endpoint = self._make_endpoint() if settings.endpoint.enabled else None
+        self.snapshot: Snapshot | None = None
+        self._tick_seconds: float | None = None
+        self._own_due = 0
+        self._own: Batch | None = None
+        self.missed = 0
+        self._last_tick = time.monotonic()
+
+    @property
+    def url(self) -> str | None:
+        """Where the endpoint listens; None if it is off."""
+        return self._endpoint.url if self._endpoint else None
+
+    def start(self) -> None:
+        """Start the sender and the endpoint."""
+        if self._sender:
+            self._sender.start()
+        if self._endpoint:
+            self._endpoint.start()
+
+    def tick(self) -> None:
+        """Sample once, and let the gate decide."""
+        began = time.perf_counter()
+        now = self._clock()
+        snapshot = self._sampler.sample(now)
+        if self._own is None or now >= self._own_due:
+            stats = self._sender.stats if self._sender else None
+            self._own = own.batch(
+                now, self._started, self.gate.stats, stats, snapshot.health, self._tick_seconds, self.missed
+            )
+            self._own_due = now + int((_OWN_INTERVAL - self.interval / 2) * 1e9)
+        self.snapshot = replace(snapshot, batches=(*snapshot.batches, self._own))
+        self.gate.export(self._points.of(self.snapshot))
+        if self._console:
+            self._console.summary(now, self.gate.stats)
+        self._tick_seconds = time.perf_counter() - began
+        self._last_tick = time.monotonic()
+
+    def run(self, stop: threading.Event) -> None:
+        """Tick at the interval until *stop*; after a tick that took too long the missed ones are left out, and counted."""
+        due = time.monotonic()
+        while not stop.wait(max(0.0, due - time.monotonic())):
+            try:
+                self.tick()
+            except Exception as error:  # noqa: BLE001 # a tick that fails must not be the last one
+                _log.trouble("tick failed", by=("problem",), problem=f"{type(error).__name__}: {error}")
+            due += self.interval
+            late = int((time.monotonic() - due) / self.interval)
+            if late > 0:
+                self.missed += late
+                due += late * self.interval
+
+    def close(self) -> None:
+        """Send what waits and the stale marks, within the shutdown timeout, whatever the Collector does."""
+        deadline = time.monotonic() + self._settings.export.shutdown_timeout
+        if self._endpoint:
+            threading.Thread(target=self._endpoint.shutdown, daemon=True).start()
+        if self._console:
+            self._console.stopping()
+        marks = self._settings.gate.shutdown_marks
+        if marks == "none":
+            self.gate.end_streams(spare=lambda _: True)
+        else:
+            self.gate.end_streams(spare=self._lives_on if marks == "auto" else lambda _: False)
+        if self._sender and not self._sender.close(max(0.0, deadline - time.monotonic())):
+            _log.warning("not everything was sent", queued_bytes=self._sender.stats.queue_bytes)
+        if self._console:
+            self._console.stopped(self._clock(), self.gate.stats)
+        self._sampler.close()
+
+    def _lives_on(self, resource: Resource) -> bool:
+        """A server that still answers goes on: a mark and then a gap would reset an alert's `for`."""
+        server = self._spared.get(id(resource))
+        return server is not None and server.up
+
+    # -- parts
+
+    def _exporter(self) -> MetricExporter:
+        if self._settings.metrics.exporter != "otlp":
+            return NullExporter()
+        export = self._settings.export
+        self._sender = Sender(
+            make_transport(self._settings), self._resend, limit=export.queue_size, timeout=export.timeout
+        )
+        return QueueExporter(self._sender)
+
+    def _resend(self) -> None:
+        """Something was lost on the way: let everything out anew."""
+        self.gate.forget()
+
+    def _make_gate(self, exporter: MetricExporter) -> DeltaGate:
+        gate = self._settings.gate
+        overrides = gate.rules if gate.enabled else (Override("*", {"kind": "off"}),)
+        return DeltaGate(
+            exporter,
+            Policy(catalog.rules(), overrides),
+            self._clock,
+            heartbeat=gate.heartbeat,
+            linger=gate.linger,
+            gone_after=gate.gone_after,
+            complete=(SCOPE_NAME,),
+            rate_window=gate.rate_window,
+            max_streams=gate.max_streams,
+            max_points=self._settings.export.max_points,
+            observe=self._console.emission if self._console else None,
+        )
+
+    def _make_endpoint(self) -> Endpoint:
+        pages: dict[str, Page] = {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._metrics}
+        return Endpoint(self._settings.endpoint.host, self._settings.endpoint.port, pages)
+
+    def _healthz(self) -> tuple[int, str, str]:
+        """Alive: the loop ticks. Whether the Collector answers is no reason to restart us."""
+        age = time.monotonic() - self._last_tick
+        ok = age < max(_LATE_SECONDS, _LATE_TICKS * self.interval)
+        return as_json(
+            200 if ok else 503, {"status": "ok" if ok else "the tick hangs", "last_tick_seconds": round(age, 1)}
+        )
+
+    def _readyz(self) -> tuple[int, str, str]:
+        """Ready: there is a snapshot to show. A pod must not lose its traffic because a Collector is away."""
+        snapshot = self.snapshot
+        if snapshot is None:
+            return as_json(503, {"status": "no snapshot yet"})
+        sources = {h.source: "ok" if h.ok else "absent" if h.absent else h.message for h in snapshot.health}
+        body: dict[str, object] = {"status": "ok", "sources": sources}
+        if self._sender:
+            stats = self._sender.stats
+            body["export"] = {**stats.requests, "retries": stats.retries, "queued_bytes": stats.queue_bytes}
+        return as_json(200, body)
+
+    def _metrics(self) -> tuple[int, str, str]:
+        from otelperf.prometheus_text import render
+
+        snapshot = self.snapshot
+        return as_text(render(self._points.of(snapshot)) if snapshot else "")
+
+
+def make_transport(settings: Settings) -> Transport:
+    """Return the way to the Collector that the settings ask for."""
+    export = settings.export
+    compress = export.compression == "gzip"
+    if export.protocol == "grpc":
+        from otelperf.otlp_grpc import from_settings
+
+        return from_settings(export)
+    from otelperf.export import HttpTransport
+
+    tls = None
+    if export.endpoint.startswith("https:"):
+        from otelperf.tls import context
+
+        tls = context(export.certificate, export.client_certificate, export.client_key)
+    return HttpTransport(export.endpoint, export.headers, compress=compress, tls=tls)
+
+
+def _servers(settings: Settings) -> tuple[Server, ...]:
+    known = {engine.name: engine for engine in ENGINES}
+    engine = known.get(settings.server.engine, ENGINES[0])
+    server = settings.server
+    return tuple(Server(url, engine, timeout=server.timeout, max_page=server.max_page) for url in server.url)
+
+
+def _sources(settings: Settings, servers: tuple[Server, ...]) -> list[tuple[Source, float]]:
+    host, found = settings.host, list[tuple[Source, float]]()
+    if host.enabled:
+        for source in host_sources(host.root_path, per_logical=host.cpu_per_logical, exclude=host.network_exclude):
+            slow = getattr(source, "blocking", False)
+            found.append((source, max(host.interval, _FILESYSTEM_INTERVAL) if slow else host.interval))
+    found += [(server, settings.server.interval) for server in servers]
+    found.append((agent_source(), max(_OWN_INTERVAL, host.interval)))
+    return found
+
+
+def run(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT; a second one ends at once."""
+    if settings.sdk.disabled:
+        _log.info("disabled", why="OTEL_SDK_DISABLED is set")
+        return 0
+    stop = threading.Event()
+
+    def on_signal(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        stop.set()
+
+    agent = Agent(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    agent.start()
+    where = settings.export.endpoint if settings.metrics.exporter == "otlp" else settings.metrics.exporter
+    _log.info("agent started", version=__version__, mode=settings.mode, to=where, endpoint=agent.url)
+    agent.run(stop)
+    agent.close()
+    _log.info("agent stopped")
+    sys.stdout.flush()
+    return 0

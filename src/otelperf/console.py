@@ -1,0 +1,117 @@
+"""The embedded default: what the gate lets out, one readable line each, and now and then how much it held back."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import IO, Any
+
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData, NumberDataPoint
+
+from otelperf.gate.metrics import Emission, GateStats
+from otelperf.logs import Log
+
+_log = Log("otelperf.console")
+
+_SUMMARY_EVERY = 5_000_000_000
+_BINARY = ("", "Ki", "Mi", "Gi", "Ti", "Pi")
+_DECIMAL = ("", "k", "M", "G", "T", "P")
+
+
+class NullExporter(MetricExporter):
+    """Takes everything and does nothing: the console listens to the gate itself, which knows old values and reasons."""
+
+    flags_marks = True
+
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
+        return MetricExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        return True
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        pass
+
+
+class Console:
+    """Print emissions to *stream* as they happen."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._summary = 0
+        self._seen = self._emitted = 0
+        self._ended: int | None = None  # how many streams ended at the stop; None before it
+
+    def emission(self, emission: Emission) -> None:
+        """Print one line: time, metric, attributes, old → new, why."""
+        if self._ended is not None and emission.reason == "end":
+            self._ended += emission.new is None
+            return
+        attributes = ", ".join(f"{_short(key)}={value}" for key, value in (emission.attributes or {}).items())
+        name = f"{emission.name}{{{attributes}}}" if attributes else emission.name
+        old = "" if emission.old is None else amount(emission.old, emission.unit)
+        new = "ended" if emission.new is None else amount(emission.new, emission.unit)
+        change = f"{old} → {new}" if old and emission.reason != "previous" else new
+        self._print(f"{_clock(emission.time)}  {name:<68} {change:<28} {emission.reason}")
+
+    def stopping(self) -> None:
+        """Everything ends now: count the ends rather than print a line for each."""
+        self._ended = 0
+
+    def stopped(self, now: int, stats: GateStats) -> None:
+        """Say how many streams were ended, and what was held back in all."""
+        share = stats.suppressed / stats.seen if stats.seen else 0.0
+        self._print(
+            f"{_clock(now)}  ── {self._ended} streams ended; held back {share:.1%} of {stats.seen} points in all"
+        )
+
+    def summary(self, now: int, stats: GateStats) -> None:
+        """Every few seconds, say how much was held back since the last time."""
+        if now - self._summary < _SUMMARY_EVERY:
+            return
+        emitted = stats.emitted.total()
+        if self._summary and stats.seen > self._seen:
+            points, sent = stats.seen - self._seen, emitted - self._emitted
+            share = max(0.0, 1 - sent / points)
+            self._print(
+                f"{_clock(now)}  ── held back {share:.1%}: {sent} of {points} points sent, {stats.streams} streams"
+            )
+        self._summary, self._seen, self._emitted = now, stats.seen, emitted
+
+    def _print(self, line: str) -> None:
+        try:
+            print(line, file=self._stream, flush=True)
+        except (OSError, ValueError):
+            _log.trouble("console closed", problem="standard output takes no more lines")
+
+
+def _clock(time_ns: int) -> str:
+    seconds, rest = divmod(time_ns, 1_000_000_000)
+    return f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{rest // 100_000_000}"
+
+
+def _short(key: str) -> str:
+    return key.rsplit(".", 1)[-1]
+
+
+def amount(point: Any, unit: str) -> str:
+    """Write a point's value with its unit, at the precision a person reads."""
+    if not isinstance(point, NumberDataPoint):
+        return f"{point.count} recorded"
+    value = point.value
+    if unit == "By":
+        return _scaled(value, 1024, _BINARY, "B")
+    if unit == "1":
+        return f"{value:.3g}"
+    return _scaled(value, 1000, _DECIMAL, unit.strip("{}").replace("{", "").replace("}", ""))
+
+
+def _scaled(value: float, base: int, prefixes: tuple[str, ...], unit: str) -> str:
+    if unit == "s" or abs(value) < base:
+        return f"{value:g} {unit}" if isinstance(value, int) else f"{value:.6g} {unit}"
+    size = float(value)
+    for prefix in prefixes:
+        if abs(size) < base or prefix == prefixes[-1]:
+            return f"{size:.3g} {prefix}{unit}" if base == 1024 else f"{size:.4g} {prefix} {unit}"  # binary
+        size /= base
+    return f"{value:g} {unit}"

@@ -1,0 +1,314 @@
+"""The way out: encoded requests in a bounded queue, and one daemon thread that sends them in order.
+
+The stock OTLP exporters are not used here: they load `requests` (12 MiB), ignore their timeout, take a redirect for a
+success and cannot be interrupted at shutdown. The encoder and the protocol classes are the library's own.
+"""
+
+from __future__ import annotations
+
+import gzip
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
+
+from otelperf.connection import Connection, HttpError, Unreachable
+from otelperf.gate.marks import encode
+from otelperf.logs import Log
+
+if TYPE_CHECKING:
+    import ssl
+
+_log = Log("otelperf.export")
+
+_ANSWER_LIMIT = 64 * 1024
+_RETRYABLE = {429, 502, 503, 504}  # the OTLP specification's list
+_FIRST_PAUSE = 0.5
+# A refused connection costs the other side nothing, and its return should be noticed; a busy one needs to be left alone.
+_LONGEST_PAUSE_UNREACHABLE = 2.0
+_LONGEST_PAUSE_BUSY = 30.0
+_LONGEST_RETRY_AFTER = 300.0
+_SNAPSHOT_SPACING = 50.0  # s; after a loss everything is sent anew, but not more often than a heartbeat would
+
+
+class Verdict(NamedTuple):
+    """How the other side took a request: *outcome* is ``delivered``, ``refused`` (for good) or ``retry``."""
+
+    outcome: str
+    message: str = ""
+    unreachable: bool = False
+    retry_after: float | None = None
+    rejected: int = 0
+
+
+class Transport(Protocol):
+    """Sends one encoded ExportMetricsServiceRequest. Never raises."""
+
+    endpoint: str
+
+    def send(self, body: bytes, timeout: float) -> Verdict:
+        """Send, and wait *timeout* seconds at most."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection."""
+        ...
+
+
+class HttpTransport:
+    """OTLP over HTTP with protobuf bodies."""
+
+    def __init__(
+        self, endpoint: str, headers: Mapping[str, str], *, compress: bool = False, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.endpoint = endpoint
+        self._connection = Connection(endpoint, tls)
+        self._headers = {"Content-Type": "application/x-protobuf", **headers}
+        if compress:
+            self._headers["Content-Encoding"] = "gzip"
+        self._compress = compress
+
+    def send(self, body: bytes, timeout: float) -> Verdict:
+        payload = gzip.compress(body, compresslevel=3) if self._compress else body
+        try:
+            answer = self._connection.request(
+                "POST", self._connection.path, payload, self._headers, timeout=timeout, limit=_ANSWER_LIMIT
+            )
+        except HttpError as error:
+            return Verdict("retry", str(error), unreachable=isinstance(error, Unreachable))
+        if answer.status // 100 == 2:  # the class of success
+            return _accepted(answer.body)
+        message = f"HTTP {answer.status} {answer.body[:200].decode(errors='replace').strip()}"
+        if answer.status in _RETRYABLE:
+            return Verdict("retry", message, retry_after=_retry_after(answer.headers.get("retry-after")))
+        if answer.status // 100 == 3:  # the class of redirects
+            message += (
+                f" to {answer.headers.get('location')}: redirects are not followed, set the endpoint to where it points"
+            )
+        return Verdict("refused", message)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _accepted(body: bytes) -> Verdict:
+    """Read a success: it may say that some points were rejected all the same."""
+    if not body:
+        return Verdict("delivered")
+    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+
+    try:
+        partial = ExportMetricsServiceResponse.FromString(body).partial_success
+    except Exception:  # noqa: BLE001 # an answer in another format is still a success by its status
+        return Verdict("delivered")
+    return Verdict("delivered", partial.error_message, rejected=partial.rejected_data_points)
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Read the header's seconds; its date form is rare enough to be left to our own pause."""
+    return min(float(value), _LONGEST_RETRY_AFTER) if value and value.isascii() and value.isdigit() else None
+
+
+@dataclass(slots=True)
+class SenderStats:
+    """What the sender did since it was made. *requests* and *points* by outcome: delivered, refused, dropped, rejected."""
+
+    requests: dict[str, int] = field(default_factory=lambda: {"delivered": 0, "refused": 0, "dropped": 0})
+    points: dict[str, int] = field(default_factory=lambda: {"delivered": 0, "refused": 0, "dropped": 0, "rejected": 0})
+    retries: int = 0
+    queue_bytes: int = 0
+    queue_limit: int = 0
+    last_delivery: float | None = None
+
+
+class _Request(NamedTuple):
+    body: bytes
+    points: int
+
+
+class Sender:
+    """A bounded FIFO of requests and the thread that drains it, oldest first, one at a time.
+
+    When it is full the oldest request goes. After a loss *on_loss* is called once the way is free again, so that
+    everything can be sent anew. *limit* is in bytes, *timeout* in seconds a request.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        on_loss: Callable[[], None],
+        *,
+        limit: int,
+        timeout: float,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.stats = SenderStats(queue_limit=limit)
+        self._transport = transport
+        self._on_loss = on_loss
+        self._timeout = timeout
+        self._monotonic = monotonic
+        self._queue: deque[_Request] = deque()
+        self._changed = threading.Condition()
+        self._in_flight = False
+        self._lost = False
+        self._last_snapshot = float("-inf")
+        self._pause = _FIRST_PAUSE
+        self._deadline: float | None = None
+        self._drained = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="otelperf-sender", daemon=True)
+
+    def start(self) -> None:
+        """Start draining."""
+        self._thread.start()
+
+    def put(self, body: bytes, points: int) -> bool:
+        """Queue a request without waiting; older ones make room. False if it is larger than the queue itself."""
+        with self._changed:
+            if self._deadline is not None or len(body) > self.stats.queue_limit:
+                return False
+            self._make_room(len(body))
+            self._queue.append(_Request(body, points))
+            self.stats.queue_bytes += len(body)
+            self._changed.notify()
+        return True
+
+    def close(self, timeout: float) -> bool:
+        """Drain for *timeout* seconds at most, and return whether all went. The thread is not waited for beyond that."""
+        with self._changed:
+            self._deadline = self._monotonic() + timeout
+            self._changed.notify()
+        return self._drained.wait(timeout)
+
+    def _make_room(self, size: int) -> None:
+        while self._queue and self.stats.queue_bytes + size > self.stats.queue_limit:
+            if self._in_flight and len(self._queue) == 1:
+                return  # what is being sent cannot be taken back: the queue is over its limit by one request
+            if self._in_flight:
+                first = self._queue.popleft()
+                self._drop()
+                self._queue.appendleft(first)
+            else:
+                self._drop()
+
+    def _drop(self) -> None:
+        request = self._queue.popleft()
+        self.stats.queue_bytes -= len(request.body)
+        self._count("dropped", request.points)
+        self._lost = True
+        _log.trouble("queue full, oldest request dropped", endpoint=self._transport.endpoint)
+
+    def _count(self, outcome: str, points: int) -> None:
+        self.stats.requests[outcome] += 1
+        self.stats.points[outcome] += points
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue:
+                    if self._deadline is not None:
+                        self._transport.close()
+                        self._drained.set()
+                        return
+                    self._changed.wait()
+                request = self._queue[0]
+                self._in_flight = True
+            verdict = self._transport.send(request.body, self._allowed())
+            pause = self._settle(request, verdict)
+            if pause and not self._wait(pause):
+                return
+
+    def _allowed(self) -> float:
+        if self._deadline is None:
+            return self._timeout
+        return max(0.05, min(self._timeout, self._deadline - self._monotonic()))
+
+    def _settle(self, request: _Request, verdict: Verdict) -> float:
+        """Take note of the verdict; return the seconds to wait before the next attempt."""
+        with self._changed:
+            self._in_flight = False
+            if verdict.outcome == "retry":
+                self.stats.retries += 1
+                return self._back_off(verdict)
+            self._queue.popleft()
+            self.stats.queue_bytes -= len(request.body)
+            self._count(verdict.outcome, request.points)
+        self._pause = _FIRST_PAUSE
+        endpoint = self._transport.endpoint
+        if verdict.rejected:
+            self.stats.points["rejected"] += verdict.rejected
+            _log.trouble("points rejected", endpoint=endpoint, points=verdict.rejected, problem=verdict.message)
+        if verdict.outcome == "refused":
+            self._lost = True
+            _log.trouble("request refused", endpoint=endpoint, problem=verdict.message, points=request.points)
+        else:
+            if self.stats.last_delivery is None:
+                _log.info("delivering", endpoint=endpoint)
+            self.stats.last_delivery = self._monotonic()
+            self._repair()
+        return 0.0
+
+    def _repair(self) -> None:
+        """The way is free: after a loss, ask for everything anew."""
+        now = self._monotonic()
+        if self._lost and now - self._last_snapshot >= _SNAPSHOT_SPACING:
+            self._lost = False
+            self._last_snapshot = now
+            self._on_loss()
+
+    def _back_off(self, verdict: Verdict) -> float:
+        longest = _LONGEST_PAUSE_UNREACHABLE if verdict.unreachable else _LONGEST_PAUSE_BUSY
+        self._pause = min(self._pause, longest)
+        pause = verdict.retry_after if verdict.retry_after is not None else self._pause * random.uniform(0.5, 1.0)  # noqa: S311 # jitter
+        self._pause = min(self._pause * 2, longest)
+        _log.trouble(
+            "collector unreachable" if verdict.unreachable else "collector does not take requests",
+            endpoint=self._transport.endpoint,
+            problem=verdict.message,
+            queued_bytes=self.stats.queue_bytes,
+        )
+        return pause
+
+    def _wait(self, pause: float) -> bool:
+        """Wait before the next attempt, less at shutdown; False when the time for it is over."""
+        with self._changed:
+            until = self._monotonic() + pause
+            while (left := until - self._monotonic()) > 0 and self._deadline is None:
+                self._changed.wait(left)
+            if self._deadline is None:
+                return True
+            left = self._deadline - self._monotonic()
+            if left > 0:
+                self._changed.wait(min(0.2, left))
+            return left > 0
+
+
+class QueueExporter(MetricExporter):
+    """The gate's inner exporter in the agent: encodes, queues, and answers SUCCESS when queued."""
+
+    flags_marks = True
+
+    def __init__(self, sender: Sender) -> None:
+        super().__init__()
+        self._sender = sender
+
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
+        """Queue the data as one request."""
+        points = sum(
+            len(metric.data.data_points)
+            for resource in metrics_data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        )
+        queued = self._sender.put(encode(metrics_data).SerializeToString(), points)
+        return MetricExportResult.SUCCESS if queued else MetricExportResult.FAILURE
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        return True
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        self._sender.close(timeout_millis / 1000)

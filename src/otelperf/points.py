@@ -1,0 +1,73 @@
+"""Snapshot to the SDK's data classes: the only place where readings become metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    Gauge,
+    Histogram,
+    HistogramDataPoint,
+    Metric,
+    MetricsData,
+    NumberDataPoint,
+    ResourceMetrics,
+    ScopeMetrics,
+    Sum,
+)
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from otelperf import catalog
+from otelperf.readings import Buckets, Reading, Snapshot
+
+SCOPE_NAME = "otelperf"
+_CUMULATIVE = AggregationTemporality.CUMULATIVE
+
+
+class Points:
+    """Turn snapshots into MetricsData; *resources* by the entity that readings belong to."""
+
+    def __init__(self, resources: Mapping[str, Resource], version: str) -> None:
+        self._resources = resources
+        self._scope = InstrumentationScope(SCOPE_NAME, version)
+
+    def of(self, snapshot: Snapshot) -> MetricsData:
+        """Build one entry a resource, one scope in it, one metric a name; a start time of 0 means that the source knew none."""
+        entities: dict[str, dict[str, list[NumberDataPoint | HistogramDataPoint]]] = {}
+        for batch in snapshot.batches:
+            metrics = entities.setdefault(batch.entity, {})
+            for reading in batch.readings:
+                point = _point(reading, batch.time)
+                points = metrics.get(reading.name)
+                if points is None:
+                    metrics[reading.name] = [point]
+                else:
+                    points.append(point)
+        return MetricsData([self._resource(entity, metrics) for entity, metrics in entities.items()])
+
+    def _resource(self, entity: str, metrics: dict[str, list[NumberDataPoint | HistogramDataPoint]]) -> ResourceMetrics:
+        scope = ScopeMetrics(self._scope, [_metric(name, points) for name, points in metrics.items()], "")
+        return ResourceMetrics(self._resources[entity], [scope], "")
+
+
+def _point(reading: Reading, time: int) -> NumberDataPoint | HistogramDataPoint:
+    value = reading.value
+    if not isinstance(value, Buckets):
+        return NumberDataPoint(reading.attributes, reading.start or 0, time, value, ())
+    return HistogramDataPoint(
+        reading.attributes, reading.start or 0, time, value.count, value.sum, value.counts, value.bounds, 0.0, 0.0
+    )
+
+
+def _metric(name: str, points: list[NumberDataPoint | HistogramDataPoint]) -> Metric:
+    row = catalog.BY_NAME[name]
+    data: Gauge | Sum | Histogram
+    if row.kind == "gauge":
+        data = Gauge(points)  # type: ignore[arg-type] # the catalogue says which kind of point a name has
+    elif row.kind == "histogram":
+        data = Histogram(points, _CUMULATIVE)  # type: ignore[arg-type] # as above
+    else:
+        data = Sum(points, _CUMULATIVE, row.kind == "counter")  # type: ignore[arg-type] # as above
+    return Metric(name, row.meaning, row.unit, data)

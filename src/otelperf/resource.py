@@ -1,0 +1,109 @@
+"""Who the values belong to: one resource for the host, one for the agent, one for each server.
+
+``service.instance.id`` is a UUIDv5 of pod (or host), container and source, so that an agent that is restarted goes on with
+the same series instead of doubling them for five minutes.
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk.resources import Resource
+
+if TYPE_CHECKING:
+    from otelperf.config import Settings
+    from otelperf.sources.engines.server import Server
+
+_NAMESPACE = uuid.UUID("8f1f7f0e-6a55-5c0e-9a4b-3f7f3d0a9b51")  # ours, made once
+_ONE_PROCESS = ("service.name", "service.instance.id", "service.version", "k8s.container.name")
+_POD_NAMESPACE = "var/run/secrets/kubernetes.io/serviceaccount/namespace"
+
+
+def resources(
+    settings: Settings, version: str, servers: tuple[Server, ...], environ: Mapping[str, str]
+) -> dict[str, Resource]:
+    """Return the resource of each entity: ``host``, ``agent``, and each server by its name."""
+    user = dict(settings.resource.attributes)
+    shared = {key: value for key, value in user.items() if key not in _ONE_PROCESS}
+    host = {**_host(settings.host.root_path), **_node(settings), **shared}
+    where = settings.k8s.pod_uid or str(host.get("host.id", host["host.name"]))
+    pod = _pod(settings, environ)
+    here = {**host, **pod}
+    # CONTAINER_NAME means something else outside Kubernetes.
+    container = (settings.k8s.container_name if pod else None) or user.get("k8s.container.name") or ""
+
+    def instance(whose: str, source: str) -> dict[str, str]:
+        return {"service.instance.id": str(uuid.uuid5(_NAMESPACE, f"{where}/{whose}/{source}"))}
+
+    agent = {
+        **here,
+        **({"k8s.container.name": container} if container else {}),
+        "service.name": settings.service.name,
+        "service.version": version,
+        **instance(container, "agent"),
+        **({"service.instance.id": user["service.instance.id"]} if "service.instance.id" in user else {}),
+    }
+    found = {
+        "host": Resource({**host, "service.name": "host", **_node_instance(host)}),
+        "agent": Resource(agent),
+    }
+    for server in servers:
+        name = settings.server.container
+        found[server.entity] = Resource(
+            {
+                **here,
+                "service.name": settings.server.name or server.engine.name,
+                **({"k8s.container.name": name} if name else {}),
+                **instance(name or "", server.url),
+            }
+        )
+    return found
+
+
+def _node_instance(host: Mapping[str, Any]) -> dict[str, str]:
+    """The host is the same whichever pod looks at it."""
+    where = host.get("host.id", host["host.name"])
+    return {"service.instance.id": str(uuid.uuid5(_NAMESPACE, f"{where}//host"))}
+
+
+def _host(root: str) -> dict[str, Any]:
+    """host.* and os.type; host.id is the machine-id, as the conventions say for Linux."""
+    machine = platform.machine()
+    arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
+    found = {
+        "host.name": _read(root, "etc/hostname") or socket.gethostname(),
+        "host.arch": arch,
+        "os.type": platform.system().lower(),
+    }
+    if root == "/":
+        found["host.name"] = socket.gethostname()
+    machine_id = _read(root, "etc/machine-id") or _read(root, "var/lib/dbus/machine-id")
+    return {**found, "host.id": machine_id} if machine_id else found
+
+
+def _node(settings: Settings) -> dict[str, str]:
+    return {"k8s.node.name": settings.k8s.node_name} if settings.k8s.node_name else {}
+
+
+def _pod(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """k8s.* of the pod, from the downward API; name and namespace also from what every pod is given."""
+    if not (environ.get("KUBERNETES_SERVICE_HOST") or settings.k8s.pod_name):
+        return {}
+    found = {
+        "k8s.pod.name": settings.k8s.pod_name or environ.get("HOSTNAME"),
+        "k8s.pod.uid": settings.k8s.pod_uid,
+        "k8s.namespace.name": settings.k8s.namespace or _read("/", _POD_NAMESPACE),
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def _read(root: str, path: str) -> str | None:
+    try:
+        return Path(root, path).read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None

@@ -1,0 +1,197 @@
+"""The tick's reading half: read each source that is due, time and judge it, and fold everything into one snapshot.
+
+Sources never report on themselves: whether a read succeeded, how long it took and when it last did is known here.
+A source that may block (a server, a file system on the network) reads on a thread of its own; the tick takes what is ready.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from otelperf.errors import SourceAbsent, SourceFailed, SourceFlawed
+from otelperf.logs import Log
+from otelperf.readings import Batch, Health, Reading, Snapshot, Source
+
+_log = Log("otelperf.sampler")
+
+_SECOND = 1_000_000_000
+_ABSENT_AGAIN = 60 * _SECOND  # how often a source that this machine lacks is asked again
+_STUCK_STREAMS = 100.0  # seconds: two default heartbeats
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What one read gave. *readings* None: nothing new."""
+
+    time: int
+    duration: float
+    readings: tuple[Reading, ...] | None
+    whole: bool
+    ok: bool
+    absent: bool
+    message: str
+
+
+def _attempt(source: Source, now: int) -> _Outcome:
+    """Read once; whatever the source raises becomes an outcome."""
+    began = time.perf_counter()
+
+    def outcome(
+        readings: Sequence[Reading] | None,
+        message: str = "",
+        *,
+        whole: bool = True,
+        ok: bool = False,
+        absent: bool = False,
+    ) -> _Outcome:
+        kept = None if readings is None else tuple(readings)
+        return _Outcome(now, time.perf_counter() - began, kept, whole, ok, absent, message)
+
+    try:
+        return outcome(source.read(now), ok=True)
+    except SourceAbsent as error:
+        return outcome((), str(error), absent=True)
+    except SourceFlawed as error:
+        return outcome(error.readings, str(error))
+    except SourceFailed as error:
+        return outcome(error.readings or None, str(error), whole=False)
+    except Exception as error:  # noqa: BLE001 # one broken source must not take the others or the host down
+        return outcome(None, f"{type(error).__name__}: {error}")
+
+
+class _Worker:
+    """A daemon thread that reads one source when asked. At most one read at a time; the newest outcome is kept."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._asked = threading.Event()
+        self._now = 0
+        self._outcome: _Outcome | None = None
+        self.busy = False
+        self.stopped = False
+        threading.Thread(target=self._loop, name=f"otelperf-{source.name}", daemon=True).start()
+
+    def ask(self, now: int) -> None:
+        self._now = now
+        self.busy = True
+        self._asked.set()
+
+    def take(self) -> _Outcome | None:
+        outcome, self._outcome = self._outcome, None
+        return outcome
+
+    def stop(self) -> None:
+        self.stopped = True
+        self._asked.set()
+
+    def _loop(self) -> None:
+        while True:
+            self._asked.wait()
+            self._asked.clear()
+            if self.stopped:
+                return
+            self._outcome = _attempt(self._source, self._now)
+            self.busy = False
+
+
+class _Slot:
+    """A source, its pace, and what is known of it."""
+
+    def __init__(self, source: Source, interval: float, gone_after: float, *, threads: bool) -> None:
+        self.source = source
+        self.interval = int(interval * _SECOND)
+        self.gone_after = max(int(gone_after * _SECOND), 3 * self.interval)
+        self.worker = _Worker(source) if threads and getattr(source, "blocking", False) else None
+        self.due = 0
+        self.asked = 0
+        self.batches: tuple[Batch, ...] = ()
+        self.health: Health | None = None
+
+    def read(self, now: int) -> None:
+        """Read if due, take what is ready, and drop what is too old to be called alive."""
+        outcome = self.worker.take() if self.worker else None
+        if now >= self.due and not (self.worker and self.worker.busy):
+            missed = (now - self.due) // self.interval if self.due else 0
+            self.due = (self.due or now) + (missed + 1) * self.interval
+            self.asked = now
+            if self.worker:
+                self.worker.ask(now)
+            else:
+                outcome = _attempt(self.source, now)
+        if outcome is not None:
+            self._judge(outcome)
+        elif self.worker and self.worker.busy and now - self.asked > self.interval:
+            self._stuck(now)
+        self.batches = tuple(batch for batch in self.batches if now - batch.time <= self.gone_after)
+
+    def _judge(self, outcome: _Outcome) -> None:
+        before, name = self.health, self.source.name
+        failures = (before.failures if before else 0) + (not outcome.ok and not outcome.absent)
+        success = outcome.time if outcome.ok else (before.last_success if before else None)
+        self.health = Health(name, outcome.ok, outcome.absent, outcome.message, outcome.duration, success, failures)
+        if outcome.absent:
+            self.due = outcome.time + max(_ABSENT_AGAIN, self.interval)
+        if outcome.absent:
+            _log.debug("source absent", source=name, problem=outcome.message)
+        elif not outcome.ok:
+            _log.trouble("source failed", by=("source",), source=name, problem=outcome.message)
+        elif before is not None and not before.ok:
+            _log.info("source is back", source=name)
+        if outcome.readings is not None:
+            batch = Batch(name, self.source.entity, outcome.time, outcome.readings)
+            self.batches = (batch,) if outcome.whole else (*self._without(batch), batch)
+
+    def _without(self, batch: Batch) -> list[Batch]:
+        """What was read before, less the namesakes of what *batch* has read anew."""
+        fresh = {(reading.name, frozenset(reading.attributes.items())) for reading in batch.readings}
+        older = []
+        for old in self.batches:
+            kept = tuple(r for r in old.readings if (r.name, frozenset(r.attributes.items())) not in fresh)
+            if kept:
+                older.append(Batch(old.source, old.entity, old.time, kept))
+        return older
+
+    def _stuck(self, now: int) -> None:
+        seconds = (now - self.asked) / _SECOND
+        before = self.health
+        success = before.last_success if before else None
+        failures = before.failures if before else 0
+        message = f"no answer for {seconds:.0f} s"
+        self.health = Health(
+            self.source.name, False, False, message, seconds, success, failures
+        )  # by position as above
+        _log.trouble("source hangs", by=("source",), source=self.source.name, problem=message)
+
+
+class Sampler:
+    """Read *sources*, each with its interval in seconds, and fold their readings into snapshots.
+
+    A reading older than *gone_after* seconds (or three intervals) is dropped: its source says nothing any more.
+    With *threads* false every source is read in the caller's thread, blocking or not.
+    """
+
+    def __init__(
+        self, sources: Sequence[tuple[Source, float]], gone_after: float = _STUCK_STREAMS, *, threads: bool = True
+    ) -> None:
+        self._slots = [_Slot(source, interval, gone_after, threads=threads) for source, interval in sources]
+
+    def sample(self, now: int) -> Snapshot:
+        """Return what is known at *now* (Unix ns). A source that was not due stands in it with its old time."""
+        for slot in self._slots:
+            slot.read(now)
+        return Snapshot(
+            now,
+            tuple(batch for slot in self._slots for batch in slot.batches),
+            tuple(slot.health for slot in self._slots if slot.health is not None),
+        )
+
+    def close(self) -> None:
+        """Stop the threads and close the sources' files; a source that hangs is left to its daemon thread."""
+        for slot in self._slots:
+            if slot.worker:
+                slot.worker.stop()
+            if not (slot.worker and slot.worker.busy):
+                slot.source.close()

@@ -1,0 +1,20 @@
+"""TLS as the OTEL_EXPORTER_OTLP_* files describe it. Imported only for https endpoints."""
+
+from __future__ import annotations
+
+import ssl
+
+from otelperf.errors import ConfigError
+
+
+def context(certificate: str | None, client_certificate: str | None, client_key: str | None) -> ssl.SSLContext:
+    """Return a context that trusts *certificate* (or the system's), and shows the client's own where given."""
+    try:
+        made = ssl.create_default_context(cafile=certificate)
+        if client_certificate:
+            made.load_cert_chain(client_certificate, client_key)
+    except (OSError, ssl.SSLError) as error:
+        named = ", ".join(path for path in (certificate, client_certificate, client_key) if path)
+        msg = f"cannot use the TLS files {named}: {error}; check export.certificate, export.client_certificate, export.client_key"
+        raise ConfigError(msg) from error
+    return made
