@@ -14,8 +14,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otelperf import config
+from otelperf import config, config_values
 from otelperf.config import BY_KEY, SETTINGS, Setting, load
+from otelperf.config_values import DURATION, SIZE, show_duration, show_size
 from otelperf.errors import ConfigError
 from otelperf.gate.policy import Override, Policy, Threshold
 
@@ -380,7 +381,7 @@ def test_a_wrong_rule_is_told_at_its_place(rule: str, told: str, write: Callable
 
 @given(st.floats(min_value=0, max_value=86400 * 366))
 def test_a_duration_shown_reads_back_as_itself(seconds: float) -> None:
-    assert config.DURATION.parse(config.show_duration(seconds)) == seconds
+    assert DURATION.parse(show_duration(seconds)) == seconds
 
 
 @pytest.mark.parametrize(
@@ -388,12 +389,12 @@ def test_a_duration_shown_reads_back_as_itself(seconds: float) -> None:
     [("50s", 50.0), ("500ms", 0.5), ("2m", 120.0), ("1.5h", 5400.0), ("7", 7.0), ("250us", 0.00025)],
 )
 def test_durations_have_units(text: str, seconds: float) -> None:
-    assert config.DURATION.parse(text) == pytest.approx(seconds)
+    assert config_values.DURATION.parse(text) == pytest.approx(seconds)
 
 
 @given(st.integers(min_value=1, max_value=2**50))
 def test_a_size_shown_reads_back_as_itself(size: int) -> None:
-    assert config.SIZE.parse(config.show_size(size)) == size
+    assert SIZE.parse(show_size(size)) == size
 
 
 @pytest.mark.parametrize(
@@ -401,13 +402,13 @@ def test_a_size_shown_reads_back_as_itself(size: int) -> None:
     [("8MiB", 2**23), ("8Mi", 2**23), ("64kB", 64000), ("64k", 64000), ("10", 10), ("5B", 5), ("0.5 KiB", 512)],
 )
 def test_sizes_have_units(text: str, size: int) -> None:
-    assert config.SIZE.parse(text) == size
+    assert config_values.SIZE.parse(text) == size
 
 
 @pytest.mark.parametrize("text", ["8K", "8KB", "-1", "0", "1.5", "8 mib", "1e99"])
 def test_sizes_that_could_be_misread_are_refused(text: str) -> None:
-    with pytest.raises(config.UnfitError):
-        config.SIZE.parse(text)
+    with pytest.raises(config_values.UnfitError):
+        config_values.SIZE.parse(text)
 
 
 PAIRS = st.dictionaries(st.text(min_size=1), st.text(min_size=1))
@@ -415,7 +416,7 @@ PAIRS = st.dictionaries(st.text(min_size=1), st.text(min_size=1))
 
 @given(PAIRS)
 def test_a_mapping_shown_reads_back_as_itself(pairs: dict[str, str]) -> None:
-    assert config.MAPPING.parse(BY_KEY["resource.attributes"].show(pairs)) == pairs
+    assert config_values.MAPPING.parse(BY_KEY["resource.attributes"].show(pairs)) == pairs
 
 
 TOKENS = st.text(alphabet="abcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1)
@@ -425,13 +426,13 @@ VISIBLE = st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126))
 @given(st.dictionaries(TOKENS, VISIBLE))
 def test_headers_are_percent_decoded(pairs: dict[str, str]) -> None:
     text = ",".join(f"{key}={quote(value, safe='')}" for key, value in pairs.items())
-    assert config.HEADERS.parse(text) == pairs
+    assert config_values.HEADERS.parse(text) == pairs
 
 
 @pytest.mark.parametrize("text", ["a=b%0D%0AX: y", "a b=c", "a", "a=%FF", "=b"])
 def test_headers_that_would_break_a_request_are_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 # each fails in its own way
-        config.HEADERS.parse(text)
+        config_values.HEADERS.parse(text)
 
 
 @given(st.sampled_from(SETTINGS), TEXTS, st.booleans())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
-from otelperf import config
+from otelperf import config, config_values
 from otelperf.errors import ConfigError, OtelperfError
 
 EXIT_ERROR = 1
@@ -95,7 +95,7 @@ def _add_flag(group: argparse._ArgumentGroup, setting: config.Setting) -> None:
     text = f"{setting.doc} Default: {usual}.".replace("%", "%%")
     name = setting.kind.name
     options: dict[str, Any] = {"dest": setting.key, "default": argparse.SUPPRESS, "help": text}
-    if setting.kind is config.BOOLEAN:
+    if setting.kind is config_values.BOOLEAN:
         options |= {"nargs": "?", "const": "true"}
     elif name == "list":
         options |= {"action": "append"}

@@ -7,427 +7,46 @@ docs and schema all follow from that line. Precedence: flag, environment, file, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, overload
-from urllib.parse import quote, unquote, urlsplit
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from urllib.parse import quote, urlsplit
 
+from otelperf.config_rules import HEARTBEAT_CEILING, RULES
+from otelperf.config_values import (
+    BOOLEAN,
+    DURATION,
+    HEADERS,
+    MAPPING,
+    NAMES,
+    PATH,
+    PERIOD,
+    PORT,
+    SIZE,
+    TEXT,
+    URL,
+    URLS,
+    Kind,
+    T,
+    UnfitError,
+    choice,
+    count,
+    duration,
+    near,
+    otel_boolean,
+    quoted,
+    show_duration,
+)
 from otelperf.errors import ConfigError
-from otelperf.gate.policy import Override, Threshold
+from otelperf.gate.policy import Override
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-T = TypeVar("T")
 
-HEARTBEAT_CEILING = 110.0  # Prometheus forgets a series after 5 min: two heartbeats may be lost before a gap shows
 MASK = "****"
-_YEAR = 366 * 86400.0
 _NO_MAPPING: Mapping[str, str] = MappingProxyType({})
-
-
-# ── Kinds of value ───────────────────────────────────────────────────────────────────────────────────────────────────
-# A parser takes text, or from a settings file also a list or a mapping, whose leaves are text: what a file's author
-# wrote, not what YAML makes of it (`off`, 1.10, 0123). It raises ValueError.
-
-
-class UnfitError(ValueError):
-    """A value that is not of its kind; the arguments tell what was expected, where the kind's own words do not do."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Kind(Generic[T]):
-    """What values of a setting look like. *plain* undoes *parse*: the value as JSON has it."""
-
-    name: str
-    expected: str
-    parse: Callable[[Any], T]
-    plain: Callable[[T], Any]
-    schema: Mapping[str, Any]
-
-
-_NUMBER = r"[0-9]{1,300}(?:\.[0-9]{1,300})?(?:[eE][+-]?[0-9]{1,3})?"
-_SPAN = re.compile(rf"({_NUMBER})(ns|us|ms|s|m|h|d)?")
-_SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE = re.compile(rf"({_NUMBER}) ?([kKMGT]i?B?|B)?")
-# No bare K: it could be 1000 (k) or 1024 (Ki).
-_BYTES = {
-    "": 1,
-    **{prefix: 1000**power for power, prefix in enumerate("kMGT", 1)},
-    **{f"{prefix}i": 1024**power for power, prefix in enumerate("KMGT", 1)},
-}
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a header's name, RFC 9110
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise UnfitError
-    return value.strip()
-
-
-def _matched(pattern: re.Pattern[str], value: Any) -> re.Match[str]:
-    match = pattern.fullmatch(_text(value))
-    if match is None:
-        raise UnfitError
-    return match
-
-
-def _within(number: float, low: float, high: float) -> None:
-    if not low <= number <= high:
-        raise UnfitError
-
-
-def _duration(value: Any, unit: str = "s", above: float = -1.0) -> float:
-    """Read seconds; a bare number counts in *unit*."""
-    number, given = _matched(_SPAN, value).groups()
-    named = given or unit
-    seconds = float(number) / 1000 if named == "ms" else float(number) * _SECONDS[named]
-    _within(seconds, 0.0, _YEAR)
-    if seconds <= above:
-        raise UnfitError
-    return seconds
-
-
-def show_duration(seconds: float) -> str:
-    """Write seconds so that they read back as the very same number."""
-    if seconds >= 60 and seconds % 60 == 0:
-        return f"{seconds / 60:.0f}m"
-    if 0 < seconds < 1 and round(seconds * 1000) / 1000 == seconds:
-        return f"{round(seconds * 1000)}ms"
-    return f"{seconds!r}".removesuffix(".0") + "s"
-
-
-def _size(value: Any) -> int:
-    number, unit = _matched(_SIZE, value).groups()
-    prefix = (unit or "").removesuffix("B")
-    if prefix not in _BYTES:
-        raise UnfitError
-    total = (int(number) if number.isdigit() else float(number)) * _BYTES[prefix]
-    _within(total, 1, 2**50)
-    if total != int(total):
-        raise UnfitError
-    return int(total)
-
-
-def show_size(size: int) -> str:
-    """Write bytes in the largest binary unit that loses nothing."""
-    for power, prefix in ((40, "T"), (30, "G"), (20, "M"), (10, "K")):
-        if size % 2**power == 0 and size:
-            return f"{size >> power}{prefix}iB"
-    return f"{size}B"
-
-
-def _boolean(value: Any) -> bool:
-    match _text(value).lower():
-        case "true" | "yes" | "on" | "1":
-            return True
-        case "false" | "no" | "off" | "0":
-            return False
-    raise UnfitError
-
-
-def _otel_boolean(value: Any) -> bool:
-    """Read a boolean as the OpenTelemetry specification does, but refuse what it would silently read as false."""
-    if _text(value).lower() not in {"true", "false"}:
-        raise UnfitError("expected true or false, as the OpenTelemetry specification says")
-    return _text(value).lower() == "true"
-
-
-def _line(value: Any) -> str:
-    text = _text(value)
-    if not text or not text.isprintable():
-        raise UnfitError
-    return text
-
-
-def _path(value: Any) -> str:
-    path = _line(value)
-    if not path.startswith("/"):
-        raise UnfitError
-    return path
-
-
-def _url(value: Any) -> str:
-    text = _line(value)
-    parts = urlsplit(text)
-    parts.port  # noqa: B018 # reading it raises ValueError where the port is no number
-    if parts.scheme not in {"http", "https"} or not parts.hostname or " " in text or not text.isascii():
-        raise UnfitError
-    return text
-
-
-def _base_url(value: Any) -> str:
-    url = _url(value).rstrip("/")
-    if "?" in url or "#" in url:
-        raise UnfitError
-    return url
-
-
-def _items(value: Any) -> list[Any]:
-    if isinstance(value, list):
-        return value
-    return [part.strip() for part in _text(value).split(",") if part.strip()]
-
-
-def _pairs(value: Any) -> Iterator[tuple[str, str]]:
-    """Split ``k=v,k=v`` and decode percent signs, as OTEL_RESOURCE_ATTRIBUTES has them; a mapping is taken as is."""
-    if isinstance(value, dict):
-        yield from ((str(key), _text(each)) for key, each in value.items())
-        return
-    for item in _items(value):
-        key, sign, text = _text(item).partition("=")
-        if not sign:
-            raise UnfitError
-        yield unquote(key.strip(), errors="strict"), unquote(text.strip(), errors="strict")
-
-
-def _mapping(value: Any) -> Mapping[str, str]:
-    pairs = dict(_pairs(value))
-    if not all(pairs):
-        raise UnfitError
-    return MappingProxyType(pairs)
-
-
-def _headers(value: Any) -> Mapping[str, str]:
-    pairs = {key.lower(): text for key, text in _pairs(value)}
-    if not all(_TOKEN.fullmatch(key) and text.isascii() and text.isprintable() for key, text in pairs.items()):
-        raise UnfitError
-    return MappingProxyType(pairs)
-
-
-def _count(low: int, high: int) -> Kind[int]:
-    def parse(value: Any) -> int:
-        number = int(_matched(re.compile("[0-9]{1,15}"), value).group())
-        _within(number, low, high)
-        return number
-
-    schema = {
-        "anyOf": [{"type": "integer", "minimum": low, "maximum": high}, {"type": "string", "pattern": "^[0-9]+$"}]
-    }
-    return Kind("number", f"a whole number from {low} to {high}", parse, int, schema)
-
-
-def _choice(*names: str) -> Kind[Any]:
-    def parse(value: Any) -> str:
-        name = _text(value).lower()
-        if name not in names:
-            raise UnfitError
-        return name
-
-    return Kind("|".join(names), "one of " + ", ".join(names), parse, str, {"enum": list(names)})
-
-
-def _list_of(one: Callable[[Any], str], what: str) -> Kind[tuple[str, ...]]:
-    schema = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-    return Kind("list", f"a list of {what}, separated by commas", lambda v: tuple(map(one, _items(v))), list, schema)
-
-
-_DURATION_SCHEMA: Mapping[str, Any] = {
-    "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": rf"^{_SPAN.pattern}$"}]
-}
-_SCALAR: Mapping[str, Any] = {"type": ["string", "number", "boolean"]}
-_MAPPING: Mapping[str, Any] = {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": _SCALAR}]}
-_BOOLEAN: Mapping[str, Any] = {
-    "anyOf": [{"type": "boolean"}, {"enum": [0, 1, "true", "false", "yes", "no", "on", "off", "1", "0"]}]
-}
-
-DURATION = Kind("duration", "a duration such as 50s, 500ms or 2m", _duration, show_duration, _DURATION_SCHEMA)
-PERIOD = Kind(
-    "duration",
-    "a duration above 0 such as 50s, 500ms or 2m",
-    lambda v: _duration(v, above=0.0),
-    show_duration,
-    _DURATION_SCHEMA,
-)
-SIZE = Kind(
-    "size",
-    "a size such as 8MiB or 64kB",
-    _size,
-    show_size,
-    {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": rf"^{_SIZE.pattern}$"}]},
-)
-BOOLEAN = Kind("boolean", "true or false", _boolean, bool, _BOOLEAN)
-TEXT = Kind("text", "one line of text", _line, str, _SCALAR)
-PATH = Kind("path", "an absolute path", _path, str, {"type": "string", "pattern": "^/"})
-URL = Kind("url", "a URL such as http://host:4318", _url, str, {"type": "string", "pattern": "^https?://"})
-URLS = _list_of(_base_url, "base URLs such as http://localhost:8080")
-NAMES = _list_of(_line, "names")
-MAPPING = Kind("mapping", "k=v,k=v with %XX for special characters", _mapping, dict, _MAPPING)
-HEADERS = Kind("headers", "k=v,k=v with %XX for special characters", _headers, dict, _MAPPING)
-PORT = _count(0, 65535)
-
-
-# ── Rules of the gate ────────────────────────────────────────────────────────────────────────────────────────────────
-
-_RULE_KEYS = ("metric", "attributes", "delta", "relative", "share", "heartbeat", "thresholds", "gate")
-_DECIMAL = re.compile(rf"[+-]?{_NUMBER}")
-
-
-def _rules(value: Any) -> tuple[Override, ...]:
-    """Read the list of rules; each wrong rule is told, at its place."""
-    if not isinstance(value, list):
-        raise UnfitError
-    rules, wrong = [], []
-    for place, item in enumerate(value):
-        try:
-            rules.append(_rule(item))
-        except UnfitError as error:
-            wrong.append(f"in rule {place + 1} {error}")
-    if wrong:
-        raise UnfitError(*wrong)
-    return tuple(rules)
-
-
-def _rule(item: Any) -> Override:
-    given = _known(item, _RULE_KEYS)
-    if not isinstance(given.get("metric"), str) or not given["metric"]:
-        raise UnfitError("expected metric, the name or glob of the metrics meant")
-    changes = {name: _CHANGES[name](name, each) for name, each in given.items() if name in _CHANGES}
-    if not changes:
-        raise UnfitError("expected something to change: " + ", ".join(_RULE_KEYS[2:]))
-    if changes.pop("gate", None):
-        if changes:
-            raise UnfitError("gate: off passes everything, so leave out " + ", ".join(changes))
-        changes = {"kind": "off"}
-    if "share" in changes:
-        _check_share(given["metric"])
-    attributes = given.get("attributes")
-    return Override(given["metric"], MappingProxyType(changes), None if attributes is None else _patterns(attributes))
-
-
-def _known(item: Any, known: Sequence[str]) -> dict[str, Any]:
-    if not isinstance(item, dict):
-        raise UnfitError("expected a mapping")
-    for name in item:
-        if name not in known:
-            raise UnfitError(f"{name} is unknown{near(name, known)}")
-    return {name: each for name, each in item.items() if each is not None}
-
-
-def _decimal(name: str, value: Any, *, signed: bool = False) -> float:
-    if not isinstance(value, str) or not _DECIMAL.fullmatch(value) or (value.startswith("-") and not signed):
-        raise UnfitError(f"{name} is {_quoted(value)}: expected a number" + ("" if signed else ", 0 or more"))
-    number = float(value)
-    if number in {float("inf"), float("-inf")}:
-        raise UnfitError(f"{name} is {_quoted(value)}: expected a finite number")
-    return number
-
-
-def _rule_heartbeat(name: str, value: Any) -> float:
-    try:
-        seconds = PERIOD.parse(value)
-        _within(seconds, 0, HEARTBEAT_CEILING)
-    except ValueError:
-        message = f"{name} is {_quoted(value)}: expected a duration above 0, at most {show_duration(HEARTBEAT_CEILING)}"
-        raise UnfitError(message) from None
-    return seconds
-
-
-def _rule_thresholds(name: str, value: Any) -> tuple[Threshold, ...]:
-    if not isinstance(value, list):
-        raise UnfitError(f"{name}: expected a list of value, worse, margin")
-    return tuple(_threshold(each) for each in value)
-
-
-def _threshold(item: Any) -> Threshold:
-    given = _known(item, ("value", "worse", "margin"))
-    worse = given.get("worse", "above")
-    if worse not in ("above", "below"):
-        raise UnfitError(f"worse is {_quoted(worse)}: expected above or below")
-    margin = _decimal("margin", given.get("margin", "0"))
-    return Threshold(_decimal("value", given.get("value"), signed=True), worse, margin)
-
-
-def _rule_gate(name: str, value: Any) -> bool:
-    if not isinstance(value, str) or value.lower() not in {"off", "false", "no"}:
-        raise UnfitError(f"{name} is {_quoted(value)}: expected off")
-    return True
-
-
-def _patterns(value: Any) -> Mapping[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
-        raise UnfitError("attributes: expected a mapping of names to globs")
-    return MappingProxyType(dict(value))
-
-
-def _check_share(pattern: str) -> None:
-    """A share is one of another metric's value: only the catalogue knows which, so elsewhere it would do nothing."""
-    from fnmatch import fnmatchcase
-
-    from otelperf.catalog import METRICS
-
-    able = [metric.name for metric in METRICS if metric.rule.share_of]
-    if not any(fnmatchcase(name, pattern) for name in able):
-        raise UnfitError(f"share has no meaning for {pattern}: it has for " + ", ".join(able))
-
-
-_CHANGES: Mapping[str, Callable[[str, Any], Any]] = {
-    "delta": _decimal,
-    "relative": _decimal,
-    "share": _decimal,
-    "heartbeat": _rule_heartbeat,
-    "thresholds": _rule_thresholds,
-    "gate": _rule_gate,
-}
-
-
-def _plain_rules(rules: tuple[Override, ...]) -> list[dict[str, Any]]:
-    return [_plain_rule(rule) for rule in rules]
-
-
-def _plain_rule(rule: Override) -> dict[str, Any]:
-    plain: dict[str, Any] = {"metric": rule.metric}
-    if rule.attributes is not None:
-        plain["attributes"] = dict(rule.attributes)
-    for name, value in rule.changes.items():
-        if name == "thresholds":
-            plain[name] = [{"value": each.value, "worse": each.worse, "margin": each.margin} for each in value]
-        else:
-            plain[name] = show_duration(value) if name == "heartbeat" else value
-    if plain.pop("kind", None) == "off":
-        plain["gate"] = "off"
-    return plain
-
-
-_AMOUNT: Mapping[str, Any] = {"type": "number", "minimum": 0}
-_RULE_SCHEMA: Mapping[str, Any] = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "required": ["metric"],
-        "minProperties": 2,
-        "additionalProperties": False,
-        "properties": {
-            "metric": {"type": "string"},
-            "attributes": {"type": "object", "additionalProperties": _SCALAR},
-            "delta": _AMOUNT,
-            "relative": _AMOUNT,
-            "share": _AMOUNT,
-            "heartbeat": _DURATION_SCHEMA,
-            "thresholds": {
-                "type": "array",
-                "items": {
-                    "type": "object",
-                    "required": ["value"],
-                    "additionalProperties": False,
-                    "properties": {
-                        "value": {"type": "number"},
-                        "worse": {"enum": ["above", "below"]},
-                        "margin": _AMOUNT,
-                    },
-                },
-            },
-            "gate": {"enum": ["off", False]},
-        },
-    },
-}
-RULES = Kind(
-    "rules", "a list of rules, each a mapping with metric and what to change", _rules, _plain_rules, _RULE_SCHEMA
-)
-
-
-# ── The table ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Found(NamedTuple):
@@ -561,7 +180,7 @@ class Metrics:
     """Where metrics go."""
 
     exporter: Literal["otlp", "console", "none"] = _setting(
-        _choice("otlp", "console", "none"), "otlp", "Where metrics go: a Collector, standard output, nowhere.",
+        choice("otlp", "console", "none"), "otlp", "Where metrics go: a Collector, standard output, nowhere.",
         otel=("OTEL_METRICS_EXPORTER",), profiles={"development": "console"}
     )
 
@@ -571,7 +190,7 @@ class Export:
     """How metrics reach the Collector."""
 
     protocol: Literal["http/protobuf", "grpc"] = _setting(
-        _choice("http/protobuf", "grpc"), "http/protobuf", "Transport. grpc needs `pip install 'otelperf[grpc]'`.",
+        choice("http/protobuf", "grpc"), "http/protobuf", "Transport. grpc needs `pip install 'otelperf[grpc]'`.",
         otel=_otlp("PROTOCOL")
     )
     endpoint: str = _setting(
@@ -585,7 +204,7 @@ class Export:
     )
     timeout: float = _setting(PERIOD, 10.0, "How long one request may take.", otel=_otlp("TIMEOUT"))
     compression: Literal["none", "gzip"] = _setting(
-        _choice("none", "gzip"), "none", "Compression of requests.", otel=_otlp("COMPRESSION")
+        choice("none", "gzip"), "none", "Compression of requests.", otel=_otlp("COMPRESSION")
     )
     certificate: str | None = _setting(
         TEXT, None, "File of the CA of the Collector's certificate.", otel=_otlp("CERTIFICATE")
@@ -601,7 +220,7 @@ class Export:
     queue_size: int = _setting(
         SIZE, 8 * 2**20, "Bytes that may wait while the Collector is away; beyond, the oldest go."
     )
-    max_points: int = _setting(_count(1, 1_000_000), 2000, "Most points in one request.")
+    max_points: int = _setting(count(1, 1_000_000), 2000, "Most points in one request.")
     shutdown_timeout: float = _setting(DURATION, 2.0, "Time for the last requests when the agent stops.")
 
 
@@ -618,7 +237,7 @@ class Gate:
         profiles={"development": 1.0, "testing": 0.0}
     )
     max_streams: int = _setting(
-        _count(1, 100_000_000), 100_000, "Most series to remember; beyond, new ones are refused."
+        count(1, 100_000_000), 100_000, "Most series to remember; beyond, new ones are refused."
     )
     gone_after: float | None = _setting(
         PERIOD, None, "Absence after which a series has ended.",
@@ -626,7 +245,7 @@ class Gate:
     )
     rate_window: float = _setting(PERIOD, 120.0, "Window of the rate() for which the error of counters is bounded.")
     shutdown_marks: Literal["auto", "all", "none"] = _setting(
-        _choice("auto", "all", "none"), "auto",
+        choice("auto", "all", "none"), "auto",
         "Which series to end when the agent stops; auto: all except those of a server that still answers."
     )
     rules: tuple[Override, ...] = _setting(RULES, (), "Changes to the gate's rules, later ones win.", file_only=True)
@@ -652,7 +271,7 @@ class Server:
     """The inference servers to read."""
 
     url: tuple[str, ...] = _setting(URLS, (), "Base URLs of inference servers.")
-    engine: Literal["auto", "llama.cpp"] = _setting(_choice("auto", "llama.cpp"), "auto", "What the server is.")
+    engine: Literal["auto", "llama.cpp"] = _setting(choice("auto", "llama.cpp"), "auto", "What the server is.")
     name: str | None = _setting(TEXT, None, "service.name of the servers' metrics.", usual="the engine's name")
     container: str | None = _setting(TEXT, None, "k8s.container.name of the servers' metrics.")
     interval: float = _setting(PERIOD, 5.0, "Time between readings.", profiles={"testing": 1.0})
@@ -708,10 +327,10 @@ class Log:
     """The agent's own log, on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = _setting(
-        _choice("debug", "info", "warning", "error"), "info", "Least level to log.", otel=("OTEL_LOG_LEVEL",),
+        choice("debug", "info", "warning", "error"), "info", "Least level to log.", otel=("OTEL_LOG_LEVEL",),
         profiles={"development": "debug"}
     )
-    format: Literal["logfmt", "json"] = _setting(_choice("logfmt", "json"), "logfmt", "Form of a line.")
+    format: Literal["logfmt", "json"] = _setting(choice("logfmt", "json"), "logfmt", "Form of a line.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -729,10 +348,10 @@ class Settings:
     """All settings, typed: ``settings.gate.heartbeat``. ``Settings()`` is production on a plain machine."""
 
     profile: Literal["production", "development", "testing"] = _setting(
-        _choice(*PROFILES), "production", "Which set of defaults."
+        choice(*PROFILES), "production", "Which set of defaults."
     )
     mode: Literal["node", "sidecar"] = _setting(
-        _choice("node", "sidecar"), "node", "One agent for the machine, or one beside a server.", derive=_derived_mode,
+        choice("node", "sidecar"), "node", "One agent for the machine, or one beside a server.", derive=_derived_mode,
         usual="sidecar in Kubernetes, else node"
     )
     sdk: Sdk = Sdk()
@@ -903,28 +522,15 @@ class _Search:
 def _parser(setting: Setting, origin: str) -> Callable[[Any], Any]:
     """A bare number in an OTEL_ variable is milliseconds, and its booleans are true and false only."""
     if origin.startswith("OTEL_") and setting.kind is BOOLEAN:
-        return _otel_boolean
+        return otel_boolean
     if origin.startswith("OTEL_") and setting.kind is PERIOD:
-        return lambda value: _duration(value, unit="ms", above=0.0)
+        return lambda value: duration(value, unit="ms", above=0.0)
     return setting.kind.parse
 
 
 def _tell(setting: Setting, origin: str, value: Any) -> str:
-    shown = "" if setting.kind is RULES else f" is {MASK if setting.secret else _masked(_quoted(value))}"
+    shown = "" if setting.kind is RULES else f" is {MASK if setting.secret else _masked(quoted(value))}"
     return f"{setting.key}{shown} ({origin})"
-
-
-def _quoted(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def near(name: str, names: Iterable[str]) -> str:
-    """Suggest the name that was perhaps meant."""
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, list(names), n=1)
-    return f", did you mean {close[0]}?" if close else ""
 
 
 def _signal_url(base: str, protocol: str) -> str:

@@ -1,0 +1,185 @@
+"""Whole ticks with a manual clock: no thread, no sleep, no network."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from opentelemetry.sdk.metrics.export import NumberDataPoint
+
+from otelperf import config
+from otelperf.agent import Agent
+from otelperf.gate.metrics import Emission
+
+SECOND = 1_000_000_000
+PROC = Path(__file__).parent / "proc" / "vm"
+
+
+class ManualClock:
+    """Unix time in ns that moves when told."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000 * SECOND
+
+    def __call__(self) -> int:
+        return self.now
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.now += int(seconds * SECOND)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+def make_agent(clock: ManualClock, **settings: str) -> tuple[Agent, list[Emission]]:
+    values = {"metrics.exporter": "none", "endpoint.enabled": "false", "mode": "node", **settings}
+    agent = Agent(config.load(values, {}, None), environ={}, clock=clock, threads=False)
+    emissions: list[Emission] = []
+    agent.gate._observe = emissions.append
+    return agent, emissions
+
+
+def run(agent: Agent, clock: ManualClock, seconds: int) -> None:
+    for _ in range(seconds):
+        agent.tick()
+        clock.pass_seconds(1)
+
+
+def test_the_first_tick_lets_everything_out_and_a_still_machine_nothing_more(clock: ManualClock) -> None:
+    agent, emissions = make_agent(clock, **{"host.root_path": str(PROC)})
+    agent.tick()
+    assert {emission.reason for emission in emissions} == {"first"}
+    first = len(emissions)
+    clock.pass_seconds(1)
+    agent.tick()
+    host = [e for e in emissions[first:] if e.name.startswith("system.") and e.reason not in {"first"}]
+    assert host == []
+    agent.close()
+
+
+def test_every_stream_is_heard_of_within_a_heartbeat(clock: ManualClock) -> None:
+    agent, emissions = make_agent(clock, **{"host.root_path": str(PROC)})
+    run(agent, clock, 180)
+    times: dict[tuple[str, str], list[int]] = {}
+    for emission in emissions:
+        times.setdefault((emission.name, str(emission.attributes)), []).append(emission.time)
+    gaps = {
+        stream: max(b - a for a, b in zip(all_times, all_times[1:], strict=False)) / SECOND
+        for stream, all_times in times.items()
+        if len(all_times) > 1
+    }
+    # Sources of 5 s are heard at their last reading within half their interval of the heartbeat.
+    assert {stream: gap for stream, gap in gaps.items() if gap > 52.5} == {}
+    agent.close()
+
+
+def test_ticks_go_on_though_every_source_breaks(clock: ManualClock, tmp_path: Path) -> None:
+    agent, _ = make_agent(clock, **{"host.root_path": str(tmp_path)})
+    run(agent, clock, 3)
+    assert agent.snapshot is not None
+    assert {batch.entity for batch in agent.snapshot.batches if batch.readings} == {"agent"}
+    agent.close()
+
+
+def test_a_sidecar_leaves_the_host_alone(clock: ManualClock) -> None:
+    agent, emissions = make_agent(clock, mode="sidecar")
+    run(agent, clock, 2)
+    assert {e.name for e in emissions if e.name.startswith("system.")} == set()
+    agent.close()
+
+
+def test_gate_off_lets_every_point_out(clock: ManualClock) -> None:
+    agent, emissions = make_agent(clock, **{"host.root_path": str(PROC), "gate.enabled": "false"})
+    run(agent, clock, 4)
+    memory = [e for e in emissions if e.name == "system.memory.limit"]
+    assert [e.reason for e in memory] == ["first", "off", "off", "off"]
+    agent.close()
+
+
+def test_closing_ends_every_stream_unless_told_not_to(clock: ManualClock) -> None:
+    for marks, expected in (("all", True), ("none", False)):
+        agent, emissions = make_agent(clock, **{"host.root_path": str(PROC), "gate.shutdown_marks": marks})
+        agent.tick()
+        clock.pass_seconds(1)
+        streams = agent.gate.stats.streams
+        agent.close()
+        assert len([e for e in emissions if e.new is None]) == (streams if expected else 0)
+
+
+def ups(emissions: list[Emission]) -> list[float]:
+    """Return what was told of the server's being up, in order."""
+    points = [emission.new for emission in emissions if emission.name == "otelperf.server.up"]
+    return [point.value for point in points if isinstance(point, NumberDataPoint)]
+
+
+class _Llama(BaseHTTPRequestHandler):
+    """A llama-server as its captures show it."""
+
+    def do_GET(self) -> None:
+        pages = {
+            "/metrics": "llamacpp:prompt_tokens_total 9\nllamacpp:tokens_predicted_total 400\nllamacpp:requests_processing 0\n",
+            "/slots": json.dumps([{"id": 0, "n_ctx": 512, "is_processing": False, "n_prompt_tokens": 256}]),
+            "/props": json.dumps(
+                {"total_slots": 1, "model_alias": "tiny", "default_generation_settings": {"n_ctx": 512}}
+            ),
+        }
+        body = pages[self.path].encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def llama() -> Iterator[HTTPServer]:
+    with HTTPServer(("127.0.0.1", 0), _Llama) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+
+
+def test_a_server_that_stops_ends_in_the_next_reading_and_up_stays(clock: ManualClock, llama: HTTPServer) -> None:
+    url = f"http://127.0.0.1:{llama.server_port}"
+    agent, emissions = make_agent(clock, mode="sidecar", **{"server.url": url})
+    run(agent, clock, 6)
+    assert ups(emissions) == [1]
+    llama.shutdown()
+    llama.server_close()
+    agent.servers[0].close()
+    before = len(emissions)
+    run(agent, clock, 6)
+    ended = {e.name for e in emissions[before:] if e.new is None}
+    assert "otelperf.server.tokens" in ended
+    assert "otelperf.worker.state" in ended
+    assert ups(emissions) == [1, 0]
+    agent.close()
+
+
+def test_a_server_that_lives_on_is_not_ended_by_the_agents_own_stop(clock: ManualClock, llama: HTTPServer) -> None:
+    url = f"http://127.0.0.1:{llama.server_port}"
+    agent, emissions = make_agent(clock, mode="sidecar", **{"server.url": url})
+    run(agent, clock, 2)
+    agent.close()
+    ended = {e.name for e in emissions if e.new is None}
+    assert "process.memory.usage" in ended
+    assert {name for name in ended if name.startswith("otelperf.server")} == set()
+
+
+def test_a_stuck_tick_is_unhealthy_and_an_absent_collector_is_not(clock: ManualClock) -> None:
+    agent, _ = make_agent(clock, **{"host.root_path": str(PROC)})
+    assert agent._readyz()[0] == 503
+    agent.tick()
+    assert (agent._healthz()[0], agent._readyz()[0]) == (200, 200)
+    agent._last_tick -= 1000
+    assert agent._healthz()[0] == 503
+    agent.close()
