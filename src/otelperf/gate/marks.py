@@ -8,10 +8,10 @@ Prometheus leaves the buckets alive.
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.metrics.export import (
+    Buckets,
     ExponentialHistogramDataPoint,
     HistogramDataPoint,
     MetricsData,
@@ -43,7 +43,21 @@ def mark(point: DataPoint, time: int) -> DataPoint:
         empty = (0,) * len(point.bucket_counts)
         start = point.start_time_unix_nano
         return HistogramMark(point.attributes, start, time, 0, 0.0, empty, point.explicit_bounds, 0.0, 0.0)
-    return replace(point, time_unix_nano=time, flags=NO_RECORDED_VALUE, exemplars=())
+    none = Buckets(0, ())
+    return ExponentialHistogramDataPoint(
+        point.attributes,
+        point.start_time_unix_nano,
+        time,
+        count=0,
+        sum=0.0,
+        scale=point.scale,
+        zero_count=0,
+        positive=none,
+        negative=none,
+        flags=NO_RECORDED_VALUE,
+        min=0.0,
+        max=0.0,
+    )
 
 
 def is_mark(point: DataPoint) -> bool:
@@ -72,5 +86,5 @@ def _flag(points: object, encoded_points: object) -> None:
             encoded.ClearField("as_double")
         elif isinstance(point, HistogramMark):
             encoded.flags = NO_RECORDED_VALUE
-            for field in ("sum", "min", "max"):
+            for field in ("min", "max"):  # the sum must be there, or Prometheus leaves its series alive
                 encoded.ClearField(field)

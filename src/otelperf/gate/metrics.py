@@ -33,17 +33,17 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otelperf.gate.clock import Clock
-from otelperf.gate.marks import DataPoint, HistogramMark, mark
+from otelperf.gate.marks import DataPoint, HistogramMark, is_mark, mark
 from otelperf.gate.policy import Policy
 from otelperf.gate.stream import SECOND, Group, Stream
 
 _logger = logging.getLogger(__name__)
 
 _URGENT = {"threshold", "state", "end"}
-_MARK_DELAY = 1_000_000  # a mark is 1 ms later than the last sample, or Prometheus may take it for a duplicate
+_LEAST_STEP = 1_000_000  # Prometheus counts in ms: two points of a stream within one would be a duplicate
 _STREAMS_PER_PHASE = 50
 _PHASES = 5
-_REMEMBER_ENDED = 600 * SECOND
+_MOST_ENDED = 10_000
 
 
 class Emission(NamedTuple):
@@ -75,19 +75,19 @@ class _Waiting(NamedTuple):
     family: _Family
     point: DataPoint
     stream: Stream | None
+    last: bool  # a mark, or the total before it: what no later export would bring again
 
 
 class _Family:
     """A metric of a scope, and its streams."""
 
-    __slots__ = ("by_identity", "ended", "meta", "shape", "streams")
+    __slots__ = ("by_identity", "meta", "shape", "streams")
 
     def __init__(self, meta: Metric, shape: str) -> None:
-        self.meta = meta
+        self.meta = _with_points(meta, [])  # else the first snapshot would live for ever
         self.shape = shape
         self.streams: dict[frozenset[Any], Stream] = {}
         self.by_identity: dict[int, Stream] = {}
-        self.ended: dict[frozenset[Any], int] = {}
 
     def find(self, attributes: Any) -> Stream | None:
         """Look a stream up, first by the identity of its attribute mapping: most callers hand out the same one each time."""
@@ -105,19 +105,16 @@ class _Family:
         self.streams[_key(stream.attributes)] = stream
         self.by_identity[id(stream.attributes)] = stream
 
-    def remove(self, stream: Stream, time: int) -> None:
-        key = _key(stream.attributes)
-        del self.streams[key]
+    def remove(self, stream: Stream) -> None:
+        del self.streams[_key(stream.attributes)]
         self.by_identity.pop(id(stream.attributes), None)
-        self.ended = {k: t for k, t in self.ended.items() if time - t < _REMEMBER_ENDED}
-        self.ended[key] = time
 
 
 class _Scope:
     __slots__ = ("families", "groups", "meta")
 
     def __init__(self, meta: ScopeMetrics) -> None:
-        self.meta = meta
+        self.meta = replace(meta, metrics=())
         self.families: dict[tuple[str, str], _Family] = {}
         self.groups: dict[tuple[str, frozenset[Any]], Group] = {}
 
@@ -125,10 +122,12 @@ class _Scope:
 class _Tray:
     """A resource, its scopes, and the points that wait to go."""
 
-    __slots__ = ("meta", "oldest", "scopes", "streams", "urgent", "waiting")
+    __slots__ = ("listed", "meta", "oldest", "present", "scopes", "streams", "urgent", "waiting")
 
     def __init__(self, meta: ResourceMetrics) -> None:
-        self.meta = meta
+        self.meta = replace(meta, scope_metrics=())
+        self.listed = 0  # when an export last had it
+        self.present = 0  # how many of its streams that export had
         self.scopes: dict[InstrumentationScope, _Scope] = {}
         self.streams = 0
         self.waiting: list[_Waiting] = []
@@ -150,7 +149,7 @@ class DeltaGate(MetricExporter):
     Delta temporality is passed through ungated: a point held back would be lost.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 # settings, all but three by keyword
         self,
         exporter: MetricExporter,
         policy: Policy | None = None,
@@ -185,6 +184,7 @@ class DeltaGate(MetricExporter):
         self._observe = observe
         self._trays: dict[Resource, _Tray] = {}
         self._tray_by_identity: dict[int, _Tray] = {}
+        self._ended: dict[tuple[Any, ...], int] = {}  # the times of marks, oldest first
         self._lock = threading.Lock()
         self._forget = False
         self._closed = False
@@ -196,14 +196,14 @@ class DeltaGate(MetricExporter):
         with self._lock:
             if self._closed:
                 return MetricExportResult.FAILURE
-            now = self._clock()
+            now = max(self._clock(), self._last_export + 1)
             if self._forget:
                 self._forget = False
                 self._forget_all()
             for resource_metrics in metrics_data.resource_metrics:
                 self._judge(resource_metrics, now)
             self._end_absent(now)
-            tick = now - self._last_export if self._last_export else self._linger
+            tick = now - self._last_export if self._last_export else self._linger + 1
             self._last_export = now
             return self._flush(timeout_millis, lambda tray: tray.urgent or now - tray.oldest + tick > self._linger)
 
@@ -217,7 +217,7 @@ class DeltaGate(MetricExporter):
             if self._closed:
                 return
             self._closed = True
-            now = self._clock()
+            now = max(self._clock(), self._last_export + 1)
             for tray in self._trays.values():
                 if not spare(tray.meta.resource):
                     for scope, family, stream in list(_streams(tray)):
@@ -239,6 +239,8 @@ class DeltaGate(MetricExporter):
 
     def _judge(self, resource_metrics: ResourceMetrics, now: int) -> None:
         tray = self._tray(resource_metrics)
+        if tray.listed != now:
+            tray.listed, tray.present = now, 0
         phases = min(_PHASES, 1 + tray.streams // _STREAMS_PER_PHASE)
         for scope_metrics in resource_metrics.scope_metrics:
             scope = tray.scopes.get(scope_metrics.scope)
@@ -248,15 +250,30 @@ class DeltaGate(MetricExporter):
             holding: list[tuple[_Family, Stream]] = []
             for metric in scope_metrics.metrics:
                 self._judge_metric(tray, scope, metric, phases, emitting, holding, now)
-            follow = {id(stream.group) for _, stream, _ in emitting if stream.group is not None}
-            for family, stream, reason in emitting:
-                self._emit(tray, scope, family, stream, reason, now)
-            for family, stream in holding:
-                if follow and id(stream.group) in follow:
-                    self._emit(tray, scope, family, stream, "group", now)
-                else:
-                    stream.hold(self._window)
-                    self.stats.suppressed += 1
+            self._settle(tray, scope, emitting, holding, now)
+            if not scope.families:
+                del tray.scopes[scope_metrics.scope]
+
+    def _settle(
+        self,
+        tray: _Tray,
+        scope: _Scope,
+        emitting: list[tuple[_Family, Stream, str]],
+        holding: list[tuple[_Family, Stream]],
+        now: int,
+    ) -> None:
+        """Let out what must go and what is grouped with it, and hold the rest."""
+        follow = {id(stream.group) for _, stream, _ in emitting if stream.group is not None}
+        for family, stream, reason in emitting:
+            self._emit(tray, scope, family, stream, reason, now)
+        for family, stream in holding:
+            if follow and id(stream.group) in follow:
+                self._emit(tray, scope, family, stream, "group", now)
+            else:
+                stream.hold()
+                self.stats.suppressed += 1
+        emitting.clear()
+        holding.clear()
 
     def _judge_metric(  # the inner loop: one call a metric, its two result lists shared by the scope
         self,
@@ -279,13 +296,16 @@ class DeltaGate(MetricExporter):
             stream = family.find(point.attributes) or self._first_sight(tray, scope, family, point)
             if stream is None:
                 continue
-            fresh = self._fresh(stream, point, family)
+            fresh = self._fresh(stream, point, now)
+            if stream.listed != now:
+                stream.listed = now
+                tray.present += 1
+            elif fresh is not None:  # a second point of it in this export: settle the one before
+                self._settle(tray, scope, emitting, holding, now)
             if fresh is None:
                 continue
             self.stats.seen += 1
             unsent = stream.take(fresh)
-            if stream.group is not None and family.shape != "histogram":
-                stream.group.latest[stream.name] = fresh.value  # type: ignore[union-attr] # numbers only
             if unsent is not None:
                 self._put(tray, scope, family, stream, unsent, "reset", now)
             reason = stream.reason(self._window, self._histogram_interval) or self._heart(stream, fresh, phases)
@@ -294,25 +314,25 @@ class DeltaGate(MetricExporter):
             else:
                 emitting.append((family, stream, reason))
 
-    def _fresh(self, stream: Stream, point: DataPoint, family: _Family) -> DataPoint | None:
-        """Return the point if it is a new one, its time made to rise; None if it repeats the last."""
-        if stream.seen is None:
-            ended = family.ended.pop(_key(stream.attributes), None)
-            if ended is not None and point.time_unix_nano <= ended:
-                return replace(point, time_unix_nano=ended + _MARK_DELAY)
-            return point
-        seen = stream.seen.time_unix_nano
-        if point.time_unix_nano > seen:
-            return point
-        if point.time_unix_nano == seen:
-            stream.fresh = True  # a repetition: alive, though not newly read
+    @staticmethod
+    def _fresh(stream: Stream, point: DataPoint, now: int) -> DataPoint | None:
+        """Return the point if it is a new one, its time made to rise; None if it repeats the last (alive, but not newly read)."""
+        read, least = point.time_unix_nano, stream.least
+        if read == stream.read:
             return None
-        # The clock of whoever made the point was set back: its values are new all the same.
-        return replace(point, time_unix_nano=max(self._clock(), seen + 1))
+        stream.read = read
+        if read < least:
+            # Too soon for Prometheus; or the clock of whoever made it was set back, but its values are new all the same.
+            read = least if least - read <= _LEAST_STEP else max(now, least)
+            point = replace(point, time_unix_nano=read)
+        stream.least = read + _LEAST_STEP
+        return point
 
     def _first_sight(self, tray: _Tray, scope: _Scope, family: _Family, point: DataPoint) -> Stream | None:
         if self.stats.streams >= self._max_streams:
             self.stats.refused += 1
+            if not family.streams:
+                scope.families.pop((family.meta.name, family.shape), None)
             self._tell(
                 "full",
                 "gate is full: new streams are refused max_streams=%d first=%s",
@@ -327,8 +347,13 @@ class DeltaGate(MetricExporter):
         stream = Stream(family.meta.name, point.attributes, rule, phase, cumulative=cumulative)
         if rule.group:
             shared = frozenset((k, v) for k, v in _key(attributes) if k not in rule.within)
-            stream.group = scope.groups.setdefault((rule.group, shared), Group())
-            stream.group.streams.append(stream)
+            key = rule.group, shared
+            stream.group = scope.groups.get(key) or scope.groups.setdefault(key, Group(key))
+            stream.group.size += 1
+        if self._ended:
+            ended = self._ended.pop(self._identity(tray, scope, family, stream), None)
+            if ended is not None:
+                stream.least = ended + _LEAST_STEP
         family.add(stream)
         tray.streams += 1
         self.stats.streams += 1
@@ -341,7 +366,15 @@ class DeltaGate(MetricExporter):
         age = time - stream.emitted.time_unix_nano  # type: ignore[union-attr] # reason() was None, so one was emitted
         if age >= heartbeat - stream.step // 2:
             return "heartbeat"
-        if age * 2 >= heartbeat:
+        kind = stream.rule.kind
+        early = heartbeat // 2
+        if kind == "trend":
+            early = (
+                heartbeat * 4 // 5
+            )  # Prometheus extrapolates by the mean spacing: one short gap costs two more points
+        elif kind == "histogram":
+            early = max(early, self._histogram_interval)
+        if age >= early:
             offset = (stream.phase % phases) * heartbeat // phases
             if (time + offset) % heartbeat < heartbeat // 10:
                 return "heartbeat"
@@ -349,20 +382,17 @@ class DeltaGate(MetricExporter):
 
     def _end_absent(self, now: int) -> None:
         for tray in list(self._trays.values()):
-            for scope, family, stream in list(_streams(tray)):
-                if stream.fresh:
-                    stream.fresh = False
-                elif scope.meta.scope.name in self._complete or self._gone(stream, now):
-                    self._end(tray, scope, family, stream, now)
+            if tray.listed != now or tray.present < tray.streams:
+                for scope, family, stream in list(_streams(tray)):
+                    if stream.listed != now and (scope.meta.scope.name in self._complete or self._gone(stream, now)):
+                        self._end(tray, scope, family, stream, now)
             if not tray.streams and not tray.waiting:
                 self._trays.pop(tray.meta.resource, None)
                 self._tray_by_identity = {k: t for k, t in self._tray_by_identity.items() if t is not tray}
 
     def _gone(self, stream: Stream, now: int) -> bool:
-        if stream.seen is None:
-            return True
         limit = self._gone_after if self._gone_after is not None else max(2 * self._heartbeat, 3 * stream.step)
-        return now - stream.seen.time_unix_nano > limit
+        return now - stream.listed > limit
 
     def _end(self, tray: _Tray, scope: _Scope, family: _Family, stream: Stream, now: int) -> None:
         point = stream.seen
@@ -370,15 +400,34 @@ class DeltaGate(MetricExporter):
             unsent = stream.unsent()
             if unsent is not None:
                 self._put(tray, scope, family, stream, unsent, "end", now)
-            ended = mark(point, max(now, point.time_unix_nano + _MARK_DELAY))
+            ended = mark(point, max(now, stream.least))
             if not isinstance(ended, HistogramMark) or getattr(self._exporter, "flags_marks", False):
                 # A stock exporter would send a histogram's mark as an empty histogram, which reads as a reset.
-                self._put(tray, scope, family, None, ended, "end", now, old=point)
+                self._put(tray, scope, family, stream, ended, "end", now, old=point)
+            if not self._closed:
+                self._remember_end(self._identity(tray, scope, family, stream), ended.time_unix_nano)
         if stream.group is not None:
-            stream.group.streams.remove(stream)
-        family.remove(stream, now)
+            stream.group.size -= 1
+            if not stream.group.size:
+                scope.groups.pop(stream.group.key, None)
+        family.remove(stream)
+        if not family.streams:
+            del scope.families[(family.meta.name, family.shape)]
+        if not scope.families:
+            del tray.scopes[scope.meta.scope]
         tray.streams -= 1
         self.stats.streams -= 1
+
+    @staticmethod
+    def _identity(tray: _Tray, scope: _Scope, family: _Family, stream: Stream) -> tuple[Any, ...]:
+        return tray.meta.resource, scope.meta.scope, family.meta.name, family.shape, _key(stream.attributes)
+
+    def _remember_end(self, identity: tuple[Any, ...], time: int) -> None:
+        """A stream that returns must be later than its mark; few do."""
+        self._ended.pop(identity, None)
+        self._ended[identity] = time
+        if len(self._ended) > _MOST_ENDED:
+            del self._ended[next(iter(self._ended))]
 
     def _forget_all(self) -> None:
         for tray in self._trays.values():
@@ -398,7 +447,7 @@ class DeltaGate(MetricExporter):
         finished = stream.finished(point)
         stream.remember(self._window)
         self._put(tray, scope, family, stream, finished, reason, now, old=old)
-        if stream.rule.urgent or reason in _URGENT:
+        if reason in _URGENT or (stream.rule.urgent and reason != "heartbeat"):
             tray.urgent = True
 
     def _put(  # noqa: PLR0913 # what goes into the tray, and where
@@ -416,23 +465,28 @@ class DeltaGate(MetricExporter):
             tray.oldest = now
         if reason == "end":
             tray.urgent = True
-        tray.waiting.append(_Waiting(scope, family, point, stream))
+        tray.waiting.append(_Waiting(scope, family, point, stream, reason == "end"))
         self.stats.emitted[reason] += 1
         if self._observe is not None:
-            new = None if reason == "end" and stream is None else point
+            new = None if reason == "end" and old is not None else point
             meta = family.meta
-            self._observe(
-                Emission(
-                    point.time_unix_nano,
-                    meta.name,
-                    meta.unit or "",
-                    point.attributes,
-                    tray.meta.resource,
-                    old,
-                    new,
-                    reason,
+            try:
+                self._observe(
+                    Emission(
+                        point.time_unix_nano,
+                        meta.name,
+                        meta.unit or "",
+                        point.attributes,
+                        tray.meta.resource,
+                        old,
+                        new,
+                        reason,
+                    )
                 )
-            )
+            except Exception:
+                if "observer" not in self._told:
+                    self._told.add("observer")
+                    _logger.exception("the observer of emissions failed")
 
     def _pass_ungated(self, tray: _Tray, scope: _Scope, metric: Metric, now: int) -> None:
         self._tell(
@@ -456,10 +510,23 @@ class DeltaGate(MetricExporter):
             chunk = waiting[begin : begin + self._max_points]
             if not self._send(_metrics_data(chunk), timeout_millis):
                 result = MetricExportResult.FAILURE
-                for _, item in chunk:
-                    if item.stream is not None:
-                        item.stream.doubt("again")
+                self._send_again(chunk)
         return result
+
+    def _send_again(self, chunk: list[tuple[_Tray, _Waiting]]) -> None:
+        """Take what failed as not sent. Marks wait for another try, unless the stream is back or has ended anew since."""
+        for (tray, item), (_, follower) in zip(chunk, [*chunk[1:], chunk[-1]], strict=True):
+            if item.stream is None:
+                continue
+            if not item.last:
+                item.stream.doubt("again")
+                continue
+            end = item if is_mark(item.point) else follower  # a total goes with the mark behind it
+            ended = self._ended.get(self._identity(tray, item.scope, item.family, item.stream))
+            if end.stream is item.stream and end.point.time_unix_nano == ended:
+                if not tray.waiting:
+                    tray.oldest = self._last_export
+                tray.waiting.append(item)
 
     def _send(self, data: MetricsData, timeout_millis: float) -> bool:
         try:
@@ -511,24 +578,39 @@ def _key(attributes: Any) -> frozenset[Any]:
         return frozenset()
     try:
         return frozenset(attributes.items())
+    except TypeError:  # a list, or a mapping
+        return frozenset((k, _hashable(v)) for k, v in attributes.items())
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, list):
+        value = tuple(value)
+    try:
+        hash(value)
     except TypeError:
-        return frozenset((k, tuple(v) if isinstance(v, list) else v) for k, v in attributes.items())
+        return repr(value)
+    return value
 
 
 def _metrics_data(chunk: list[tuple[_Tray, _Waiting]]) -> MetricsData:
     """Build the request: one entry a resource, a scope and a metric, points in the order in which they were let out."""
-    tree: dict[int, tuple[_Tray, dict[int, tuple[_Scope, dict[int, tuple[_Family, list[DataPoint]]]]]]] = {}
-    for tray, (scope, family, point, _) in chunk:
+    tree: dict[
+        int,
+        tuple[_Tray, dict[InstrumentationScope, tuple[_Scope, dict[tuple[str, str], tuple[_Family, list[DataPoint]]]]]],
+    ] = {}
+    for tray, (scope, family, point, _, _) in chunk:
         _, scopes = tree.setdefault(id(tray), (tray, {}))
-        _, families = scopes.setdefault(id(scope), (scope, {}))
-        families.setdefault(id(family), (family, []))[1].append(point)
+        _, families = scopes.setdefault(scope.meta.scope, (scope, {}))
+        families.setdefault((family.meta.name, family.shape), (family, []))[1].append(point)
     return MetricsData(
         [
             ResourceMetrics(
                 tray.meta.resource,
                 [
                     ScopeMetrics(
-                        scope.meta.scope, [_metric(f, points) for f, points in families.values()], scope.meta.schema_url
+                        scope.meta.scope,
+                        [_with_points(f.meta, points) for f, points in families.values()],
+                        scope.meta.schema_url,
                     )
                     for scope, families in scopes.values()
                 ],
@@ -539,8 +621,8 @@ def _metrics_data(chunk: list[tuple[_Tray, _Waiting]]) -> MetricsData:
     )
 
 
-def _metric(family: _Family, points: list[Any]) -> Metric:
-    meta, data = family.meta, family.meta.data
+def _with_points(meta: Metric, points: list[Any]) -> Metric:
+    data = meta.data
     new: Gauge | Sum | Histogram | ExponentialHistogram
     if isinstance(data, Gauge):
         new = Gauge(points)

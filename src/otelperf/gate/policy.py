@@ -80,6 +80,8 @@ class Policy:
     def __init__(self, rules: Mapping[str, Rule] | None = None, overrides: Sequence[Override] = ()) -> None:
         self._rules = dict(rules or {})
         self._overrides = tuple(overrides)
+        for override in self._overrides:
+            replace(Rule(), **override.changes)  # a key that is none must fail here, not in an export
 
     def rule(self, name: str, shape: str, attributes: Mapping[str, Any]) -> Rule:
         """Return the rule of one stream; *shape* is ``gauge``, ``sum``, ``monotonic`` or ``histogram``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, NumberDataPoint
@@ -21,12 +22,13 @@ _RESTART = SECOND  # a start time that moves by less is the jitter of a computed
 
 
 class Group:
-    """Streams that people divide by one another, and the latest value of each metric in it."""
+    """Streams that people divide by one another: how many, and the latest value of each metric in it."""
 
-    __slots__ = ("latest", "streams")
+    __slots__ = ("key", "latest", "size")
 
-    def __init__(self) -> None:
-        self.streams: list[Stream] = []
+    def __init__(self, key: tuple[str, frozenset[Any]]) -> None:
+        self.key = key
+        self.size = 0
         self.latest: dict[str, float] = {}
 
 
@@ -34,6 +36,7 @@ class Stream:
     """A stream and its rule. Times are Unix ns; *cumulative* streams count up from a start (counters, histograms)."""
 
     __slots__ = (
+        "_allowed",
         "_carried",
         "_counts",
         "_quantiles",
@@ -43,11 +46,13 @@ class Stream:
         "because",
         "cumulative",
         "emitted",
-        "fresh",
         "group",
         "known",
+        "least",
+        "listed",
         "name",
         "phase",
+        "read",
         "rule",
         "seen",
         "step",
@@ -65,8 +70,11 @@ class Stream:
         self.seen: DataPoint | None = None
         self.emitted: DataPoint | None = None
         self.step = 0  # between the last two points seen
-        self.fresh = False  # whether this export brought a new point
+        self.read = -1  # the newest point's own time, before it was made to rise
+        self.least = 0  # the next point may not be earlier
+        self.listed = 0  # when an export last had it, new or not
         self._trend: Trend | None = None
+        self._allowed: float | None = None  # of a counter's increase, unsent, when it was last judged
         self._counts: Sequence[int] = ()
         self._quantiles: tuple[float, ...] = ()
         self._carried: list[Any] = []
@@ -75,7 +83,8 @@ class Stream:
     def take(self, point: DataPoint) -> DataPoint | None:
         """Accept the newest point; return the one before it if a counter was reset between them and it was never emitted."""
         before = self.seen
-        self.fresh = True
+        if self.group is not None and isinstance(point, NumberDataPoint):
+            self.group.latest[self.name] = point.value
         if before is None:
             self.seen = point
             self._start = point.start_time_unix_nano or point.time_unix_nano
@@ -91,11 +100,11 @@ class Stream:
         return unsent
 
     def unsent(self) -> DataPoint | None:
-        """Return a counter's newest point as it is emitted, if it was held back: its total must not be lost."""
+        """Return a counter's newest point as it is emitted, if it was held back or lost: its total must not be."""
         point, emitted = self.seen, self.emitted
-        if not self.cumulative or point is None or emitted is None:
+        if not self.cumulative or point is None:
             return None
-        return self.finished(point) if _amount(point) != _amount(emitted) else None
+        return self.finished(point) if emitted is None or _amount(point) != _amount(emitted) else None
 
     def doubt(self, because: str) -> None:
         """Take nothing as emitted, so that the next point goes, and say why."""
@@ -109,7 +118,7 @@ class Stream:
             changes["start_time_unix_nano"] = min(self._start, point.time_unix_nano)
         if self._carried:
             carried = {(e.time_unix_nano, e.trace_id, e.span_id): e for e in (*self._carried, *point.exemplars)}
-            changes["exemplars"] = [carried[key] for key in sorted(carried, key=str)][-_EXEMPLARS:]
+            changes["exemplars"] = sorted(carried.values(), key=lambda e: e.time_unix_nano)[-_EXEMPLARS:]
             self._carried = []
         return replace(point, **changes) if changes else point
 
@@ -118,10 +127,11 @@ class Stream:
         point = self.seen
         assert point is not None  # only streams that were seen are emitted
         if self.rule.kind in {"trend", "histogram"}:
-            if self._trend is None or self.emitted is None:
-                self._trend = Trend(point.time_unix_nano, _amount(point))
+            amount = _amount(point)
+            if self._trend is None or self.emitted is None or not (isfinite(amount) and isfinite(self._trend.last[1])):
+                self._trend = Trend(point.time_unix_nano, amount)
             else:
-                self._trend.emitted(point.time_unix_nano, _amount(point), window)
+                self._trend.emitted(point.time_unix_nano, amount, window)
         if isinstance(point, HistogramDataPoint):
             if self.emitted is not None:
                 self._quantiles = self._quantiles_of(point)
@@ -138,16 +148,16 @@ class Stream:
         start = self.seen.start_time_unix_nano or min(self._start, time)
         return NumberDataPoint(self.seen.attributes, start, time, value)
 
-    def hold(self, window: int) -> None:
+    def hold(self) -> None:
         """Take the newest point as held back."""
         point = self.seen
         assert point is not None  # only streams that were seen are held
-        if self._trend is not None and self.rule.kind == "trend":
-            self._trend.held(point.time_unix_nano, _amount(point), self._tolerated(window))
+        if self._allowed is not None and self._trend is not None:
+            self._trend.held(point.time_unix_nano, _amount(point), self._allowed)
         if point.exemplars:
             self._carried = [*self._carried, *point.exemplars][-_EXEMPLARS:]
 
-    def reason(self, window: int, histogram_interval: int) -> str | None:
+    def reason(self, window: int, histogram_interval: int) -> str | None:  # noqa: PLR0911 # one a rule
         """Say why the newest point must be emitted now, the heartbeat aside; None if it may be held back."""
         point, emitted, rule = self.seen, self.emitted, self.rule
         if emitted is None or point is None:
@@ -188,12 +198,18 @@ class Stream:
 
     def _trend_reason(self, point: DataPoint, window: int) -> str | None:
         trend, value = self._trend, _amount(point)
+        self._allowed = None
         if trend is None:
             return "first"
+        last = trend.last[1]
+        if not (isfinite(value) and isfinite(last)):
+            return "change" if value != last and (value == value or last == last) else None
         if trend.previous is not None and trend.bent(point.time_unix_nano, value):
             return "bend"
-        tolerated = self._tolerated(window)
-        if trend.unsent(value) > tolerated and trend.misread(point.time_unix_nano, value, window, tolerated):
+        tolerated = self._allowed = self._tolerated(window)
+        if trend.unsent(value) > tolerated and (
+            not tolerated or trend.misread(point.time_unix_nano, value, window, tolerated)
+        ):
             return "rate"
         return None
 

@@ -78,10 +78,13 @@ class Trend:
     def held(self, time: int, value: float, tolerated: float) -> None:
         """Remember a point that was held back: it narrows the slopes that a carrying line may have."""
         time0, value0 = self._emitted[-1]
-        run = time - time0
+        run, gain = time - time0, value - value0
         corridor = tolerated / 2
-        self._low = max(self._low, (value - corridor - value0) / run)
-        self._high = min(self._high, (value + corridor - value0) / run)
+        low, high = (gain - corridor) / run, (gain + corridor) / run
+        if low > self._low:  # noqa: PLR1730 # max() would cost more than all the rest
+            self._low = low
+        if high < self._high:  # noqa: PLR1730 # as above
+            self._high = high
         self._previous = (time, value)
 
     def bent(self, time: int, value: float) -> bool:

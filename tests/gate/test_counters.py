@@ -1,0 +1,205 @@
+"""Monotonic counters: exact, carried by lines, read right at the moment, and no total lost."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import inf, nan
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otelperf.gate.policy import Rule
+from tests.gate.test_decisions import increase_as_prometheus_has_it
+from tests.gate.world import SECOND, START, World, counter, number
+
+TEN_PERCENT = Rule(kind="trend", relative=0.1)
+GAINS = st.lists(
+    st.tuples(st.integers(1, 60), st.integers(0, 20) | st.sampled_from([0, 0, 0, 1000])), min_size=1, max_size=12
+)  # runs of (seconds, gain each second)
+
+
+def spread(runs: list[tuple[int, int]]) -> list[int]:
+    totals = [0]
+    for seconds, gain in runs:
+        for _ in range(seconds):
+            totals.append(totals[-1] + gain)
+    return totals
+
+
+def on_the_line(series: list[tuple[float, float]], second: float) -> float:
+    before = [p for p in series if p[0] <= second][-1]
+    after = next((p for p in series if p[0] >= second), before)  # nothing new after the last: it was flat
+    if before[0] == after[0]:
+        return before[1]
+    return before[1] + (after[1] - before[1]) * (second - before[0]) / (after[0] - before[0])
+
+
+def test_a_steady_counter_comes_to_need_no_more_than_its_heartbeat() -> None:
+    """It takes a while: Prometheus extrapolates no further than the mean spacing in the window, so that can only grow by steps."""
+    world = World({"m": TEN_PERCENT})
+    for second in range(2001):
+        world.count(second * 100)
+    world.flush()
+    times = [t for t, _ in world.series()]
+    assert len([t for t in times if t <= 600]) <= 40
+    assert len([t for t in times if t > 1000]) <= 21
+
+
+def test_an_idle_counter_only_beats() -> None:
+    world = World({"m": TEN_PERCENT})
+    for _ in range(201):
+        world.count(7)
+    world.flush()
+    assert [t for t, _ in world.series()] == [0, 50, 100, 150, 200]
+
+
+def test_the_point_before_a_bend_goes_first_at_its_own_time() -> None:
+    world = World({"m": TEN_PERCENT})
+    for second in range(30):
+        world.count(0 if second < 20 else (second - 19) * 100)
+    world.flush()
+    series = world.series()
+    assert series[:3] == [(0, 0), (19, 0), (20, 100)]
+    assert sorted(series) == series
+
+
+def test_every_change_is_told_if_nothing_is_tolerated() -> None:
+    world = World({"m": Rule(kind="trend")})
+    for second in range(30):
+        world.count(second * 10)
+    world.flush()
+    assert world.series() == [(t, t * 10) for t in range(30)]
+
+
+@given(GAINS, st.sampled_from([0.05, 0.1, 0.3]), st.sampled_from([0, 30]))
+def test_once_stored_every_point_is_within_the_corridor_of_the_line(
+    runs: list[tuple[int, int]], relative: float, delta: float
+) -> None:
+    """The corridor is half of what was tolerated when the point was held: max(delta, relative * increase in 2 min) / 2."""
+    world = World({"m": Rule(kind="trend", relative=relative, delta=delta)})
+    totals = spread(runs)
+    for total in totals:
+        world.count(total)
+    world.gate.end_streams()
+    series = world.series()
+    assert dict(series) == {t: totals[int(t)] for t, _ in series}
+    for second, total in enumerate(totals):
+        increase = total - min(on_the_line(series, max(0, second - 120)), totals[max(0, second - 120)])
+        slack = max(delta, relative * increase) / 2  # the start of the window may itself lie off the line by a corridor
+        before = max(0, second - 120)
+        slack += relative * abs(on_the_line(series, before) - totals[before]) / 2
+        assert abs(on_the_line(series, second) - total) <= slack + 1e-6
+
+
+@given(GAINS, st.sampled_from([0.05, 0.1, 0.3]), st.sampled_from([0, 30]))
+def test_read_now_either_little_is_unsent_or_the_rate_is_right(
+    runs: list[tuple[int, int]], relative: float, delta: float
+) -> None:
+    """The live promise, at each tick, from what was let out up to then (the linger delays it by 5 s at most)."""
+    world = World({"m": Rule(kind="trend", relative=relative, delta=delta)}, linger=0)
+    for second, total in enumerate(spread(runs)):
+        world.count(total)
+        sent = world.series()
+        points = [*sent, (float(second), float(total))]
+        true = total - on_the_line(points, max(sent[0][0], second - 120.0))
+        tolerated = max(delta, relative * true)
+        read = increase_as_prometheus_has_it([(t * SECOND, v) for t, v in sent], second * SECOND, 120 * SECOND)
+        unsent = total - sent[-1][1]
+        assert unsent <= tolerated + 1e-6 or (read is not None and abs(read - true) <= tolerated + 1e-6)
+
+
+# Resets
+
+
+def test_a_fall_is_a_reset_and_both_sides_go() -> None:
+    world = World({"m": Rule(kind="trend", relative=0.5, delta=100)})
+    for value in (1000, 1010, 1020, 5, 6):
+        world.count(value, start=0)
+    world.flush()
+    assert world.series() == [(0, 1000), (2, 1020), (3, 5)]
+    starts = [(p.start_time_unix_nano - START) // SECOND for p in world.points()]
+    assert starts == [0, 0, 2]  # first seen; after the reset the time of the last reading before it
+
+
+def test_a_new_start_time_is_a_reset_even_without_a_fall() -> None:
+    world = World({"m": Rule(kind="trend", relative=0.5, delta=100)})
+    for value, start in ((1000, START), (1010, START), (1020, START + 2 * SECOND)):
+        world.count(value, start=start)
+    world.flush()
+    assert world.series() == [(0, 1000), (1, 1010), (2, 1020)]
+    assert world.points()[-1].start_time_unix_nano == START + 2 * SECOND
+
+
+def test_the_jitter_of_a_computed_start_time_is_no_reset() -> None:
+    world = World({"m": Rule(kind="trend", relative=0.5, delta=100)})
+    for value, start in ((1000, START), (1010, START + SECOND // 2), (1020, START)):
+        world.count(value, start=start)
+    world.flush()
+    assert world.series() == [(0, 1000)]
+
+
+def test_a_reset_after_a_failed_request_loses_no_total() -> None:
+    from opentelemetry.sdk.metrics.export import MetricExportResult
+
+    world = World({"m": TEN_PERCENT}, linger=0)
+    world.count(1000)
+    world.recorder.answers = [MetricExportResult.FAILURE]
+    world.count(5000)
+    world.count(3)
+    assert world.series() == [(0, 1000), (1, 5000), (2, 3)]
+
+
+def test_the_last_total_goes_before_the_mark() -> None:
+    world = World({"m": Rule(kind="trend", relative=0.5, delta=100)})
+    for value in (1000, 1010, 1020):
+        world.count(value)
+    world.gate.shutdown()
+    assert world.series() == [(0, 1000), (2, 1020)]
+    assert [p.time_unix_nano > START + 2 * SECOND for p in world.marks()] == [True]
+
+
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=60), st.sampled_from([0, START]))
+def test_no_total_is_lost_over_resets(values: list[int], start: int) -> None:
+    """Any series is a counter with resets: the sum of its rises must come through."""
+    world = World({"m": Rule(kind="trend", relative=0.3, delta=20)})
+    for value in values:
+        world.count(value, start=start)
+    world.gate.shutdown()
+    assert total_of(values) == total_of([int(v) for v in world.values()])
+    times = [p.time_unix_nano for p in world.points()]
+    assert times == sorted(set(times))
+    assert all(p.start_time_unix_nano <= p.time_unix_nano for p in world.points())
+
+
+def total_of(values: list[int]) -> int:
+    total = values[0]
+    for before, value in pairwise(values):
+        total += value - before if value >= before else value
+    return total
+
+
+# Odd numbers
+
+
+def test_a_counter_that_turns_nan_is_told_once_on_entry_and_once_on_leaving() -> None:
+    world = World({"m": TEN_PERCENT})
+    for value in (5.0, 5.0, nan, nan, nan, 6.0, 6.0):
+        world.count(value)
+    world.flush()
+    assert [(t, str(v)) for t, v in world.series()] == [(0, "5.0"), (2, "nan"), (5, "6.0")]
+
+
+def test_a_counter_that_turns_infinite_is_told_once() -> None:
+    world = World({"m": TEN_PERCENT})
+    for value in (5.0, inf, inf, inf):
+        world.count(value)
+    world.flush()
+    assert world.series() == [(0, 5.0), (1, inf)]
+
+
+def test_a_counter_under_another_rule_keeps_its_resets_and_its_last_total() -> None:
+    world = World({"m": Rule(kind="heartbeat")})
+    for value in (10, 20, 30, 1, 2):
+        world.tick(counter("m", number(world.now, value)))
+    world.gate.shutdown()
+    assert world.series() == [(0, 10), (2, 30), (3, 1), (4, 2)]

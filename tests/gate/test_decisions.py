@@ -1,0 +1,320 @@
+"""The pure parts: hold, trend, shape, policy, clock."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from math import inf, isclose, isnan, nan
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otelperf.gate import hold, shape
+from otelperf.gate.clock import Clock
+from otelperf.gate.policy import UNKNOWN, Override, Policy, Rule, Threshold
+from otelperf.gate.trend import Trend, extrapolated_increase
+
+SECOND = 1_000_000_000
+VALUES = st.floats(allow_nan=True, allow_infinity=True)
+FINITE = st.floats(-1e6, 1e6)
+
+
+# Hold
+
+
+@pytest.mark.parametrize(
+    ("value", "held", "delta", "relative", "expected"),
+    [
+        (1.0, 1.0, 0.0, 0.0, False),
+        (1.1, 1.0, 0.0, 0.0, True),
+        (3.0, 1.0, 2.0, 0.0, False),  # strict: exactly the delta stays
+        (3.0000001, 1.0, 2.0, 0.0, True),
+        (-1.0, 1.0, 2.0, 0.0, False),
+        (110.0, 100.0, 0.0, 0.1, False),
+        (110.1, 100.0, 0.0, 0.1, True),
+        (-111.0, -100.0, 0.0, 0.1, True),
+        (105.0, 100.0, 1.0, 0.1, False),  # the larger of the two is in force
+        (0.1, 0.0, 0.0, 0.5, True),  # a share of nothing is nothing
+        (nan, 1.0, 5.0, 5.0, True),
+        (nan, nan, 0.0, 0.0, False),
+        (1.0, nan, 5.0, 5.0, True),
+        (inf, 1.0, 5.0, 5.0, True),
+        (inf, inf, 0.0, 0.1, False),
+        (1.0, inf, 5.0, 5.0, True),
+        (-inf, inf, 5.0, 0.0, True),
+        (nan, inf, 0.0, 0.1, True),
+    ],
+)
+def test_a_value_has_moved(value: float, held: float, delta: float, relative: float, expected: bool) -> None:
+    assert expected == hold.moved(value, held, delta, relative)
+
+
+@given(VALUES, VALUES, st.floats(0, 1e6), st.floats(0, 1))
+def test_a_value_that_has_not_moved_is_within_the_bound(
+    value: float, held: float, delta: float, relative: float
+) -> None:
+    if not hold.moved(value, held, delta, relative):
+        assert (isnan(value) and isnan(held)) or value == held or abs(value - held) <= max(delta, relative * abs(held))
+
+
+@pytest.mark.parametrize(
+    ("value", "held", "expected"),
+    [
+        (0.81, 0.79, True),
+        (0.80, 0.79, False),  # an alert asks for more than the threshold
+        (0.79, 0.81, False),  # within the margin on the way back
+        (0.78, 0.81, True),
+        (0.79, 0.80, False),
+        (0.95, 0.85, True),
+        (0.81, nan, True),
+        (0.5, nan, False),
+        (nan, 0.85, True),
+        (nan, nan, False),
+        (inf, 0.5, True),
+    ],
+)
+def test_a_value_has_crossed_a_threshold(value: float, held: float, expected: bool) -> None:
+    assert expected == hold.crossed(value, held, (Threshold(0.8, margin=0.02), Threshold(0.9, margin=0.02)))
+
+
+def test_a_threshold_may_be_bad_below() -> None:
+    low = (Threshold(10.0, "below", 1.0),)
+    assert [hold.crossed(9, 11, low), hold.crossed(10.5, 9, low), hold.crossed(11, 9, low)] == [True, False, True]
+
+
+@given(FINITE, FINITE, FINITE, st.floats(0, 100), st.sampled_from(["above", "below"]))
+def test_what_has_not_crossed_is_on_the_same_side_or_within_the_margin(
+    value: float, held: float, at: float, margin: float, worse: str
+) -> None:
+    if not hold.crossed(value, held, (Threshold(at, worse, margin),)):  # type: ignore[arg-type] # sampled
+        sign = 1 if worse == "above" else -1
+        same_side = (sign * value > sign * at) == (sign * held > sign * at)
+        assert same_side or at - margin <= value <= at + margin
+
+
+# Trend
+
+
+def increase_as_prometheus_has_it(samples: list[tuple[float, float]], at: float, window: float) -> float | None:
+    """Written anew from extrapolatedRate in prometheus/promql/functions.go (v3), in any one unit of time; no resets here."""
+    range_start, range_end = at - window, at
+    points = [(t, v) for t, v in samples if range_start < t <= range_end]
+    if len(points) < 2:
+        return None
+    result = points[-1][1] - points[0][1]
+    duration_to_start = points[0][0] - range_start
+    duration_to_end = range_end - points[-1][0]
+    sampled_interval = points[-1][0] - points[0][0]
+    average_duration = sampled_interval / (len(points) - 1)
+    threshold = average_duration * 1.1
+    if duration_to_start >= threshold:
+        duration_to_start = average_duration / 2
+    if result > 0 and points[0][1] >= 0:
+        duration_to_zero = sampled_interval * (points[0][1] / result)
+        duration_to_start = min(duration_to_start, duration_to_zero)
+    if duration_to_end >= threshold:
+        duration_to_end = average_duration / 2
+    return result * (sampled_interval + duration_to_start + duration_to_end) / sampled_interval
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 1000)), min_size=1, max_size=20), st.integers(0, 130))
+def test_the_extrapolation_is_that_of_prometheus(steps: list[tuple[int, int]], later: int) -> None:
+    samples, time, value = [], 0, 0
+    for gap, gain in steps:
+        time, value = time + gap, value + gain
+        samples.append((time, value))
+    expected = increase_as_prometheus_has_it(
+        [(t * SECOND, float(v)) for t, v in samples], (time + later) * SECOND, 120 * SECOND
+    )
+    actual = extrapolated_increase(
+        deque((t * SECOND, float(v)) for t, v in samples), (time + later) * SECOND, 120 * SECOND
+    )
+    assert (expected is None) == (actual is None)
+    if expected is not None and actual is not None:
+        assert isclose(expected, actual, rel_tol=1e-9, abs_tol=1e-9)
+
+
+def test_a_steady_counter_is_read_right_from_two_points() -> None:
+    trend = Trend(0, 0.0)
+    trend.emitted(10 * SECOND, 100.0, 120 * SECOND)
+    trend.emitted(60 * SECOND, 600.0, 120 * SECOND)
+    assert not trend.misread(90 * SECOND, 900.0, 120 * SECOND, 1e-6)
+    assert trend.misread(90 * SECOND, 1500.0, 120 * SECOND, 100.0)
+
+
+def test_a_rate_from_one_point_is_misread() -> None:
+    assert Trend(0, 0.0).misread(SECOND, 1.0, 120 * SECOND, 1e9)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(20.0, False), (24.0, False), (24.1, True), (16.0, False), (15.9, True)]
+)
+def test_a_line_must_carry_what_was_held(value: float, expected: bool) -> None:
+    trend = Trend(0, 0.0)
+    trend.held(SECOND, 10.0, 4.0)  # the corridor is half of that
+    assert expected == trend.bent(2 * SECOND, value)
+
+
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=40), st.floats(0, 50))
+def test_a_line_that_is_not_bent_carries_every_point(gains: list[int], tolerated: float) -> None:
+    trend, value = Trend(0, 0.0), 0
+    held: list[tuple[int, int]] = []
+    for second, gain in enumerate(gains, 1):
+        value += gain
+        if trend.bent(second * SECOND, value):
+            break
+        for at, then in held:
+            assert abs(value * at / second - then) <= tolerated / 2 + 1e-6
+        trend.held(second * SECOND, value, tolerated)
+        held.append((second, value))
+
+
+def test_the_increase_starts_on_the_line_between_emissions() -> None:
+    trend = Trend(0, 0.0)
+    trend.emitted(100 * SECOND, 100.0, 120 * SECOND)
+    assert trend.increase(150 * SECOND, 200.0, 120 * SECOND) == 170.0
+    assert trend.increase(240 * SECOND, 200.0, 120 * SECOND) == pytest.approx(200.0 - (100 + 100 * 20 / 140))
+
+
+def test_a_large_integer_counter_keeps_its_corridor() -> None:
+    trend = Trend(0, 2**62)
+    trend.held(SECOND, 2**62 + 1, 1.0)
+    assert not trend.bent(2 * SECOND, 2**62 + 2)
+
+
+# Shape
+
+
+@pytest.mark.parametrize(
+    ("share", "counts", "expected"),
+    [
+        (0.5, (0, 0, 0, 0), None),
+        (0.5, (10, 0, 0, 0), 0.5),
+        (0.5, (0, 10, 0, 0), 1.5),
+        (0.95, (0, 0, 0, 10), 4.0),
+        (0.5, (5, 5, 0, 0), 1.0),
+        (1.0, (1, 1, 2, 0), 4.0),
+    ],
+)
+def test_a_quantile_is_interpolated(share: float, counts: tuple[int, ...], expected: float | None) -> None:
+    assert expected == shape.quantile(share, (1.0, 2.0, 4.0), counts)
+
+
+def test_a_histogram_without_bounds_has_no_quantile() -> None:
+    assert shape.quantiles((), (5,)) == ()
+
+
+@given(st.lists(st.integers(-3, 1000), min_size=4, max_size=4), st.floats(0, 1))
+def test_a_quantile_never_fails_and_lies_within_the_bounds(counts: list[int], share: float) -> None:
+    found = shape.quantile(share, (1.0, 2.0, 4.0), counts)
+    if found is not None and min(counts) >= 0:
+        assert 0.0 <= found <= 4.0
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "expected"),
+    [
+        ((1.0, 2.0), (1.0, 2.0), False),
+        ((1.05, 2.0), (1.0, 2.0), False),
+        ((1.2, 2.0), (1.0, 2.0), True),
+        ((1.0, 2.0), (), True),
+        ((), (1.0, 2.0), False),
+        ((), (), False),
+    ],
+)
+def test_quantiles_have_shifted(now: tuple[float, ...], then: tuple[float, ...], expected: bool) -> None:
+    assert expected == shape.shifted(now, then, 0.1)
+
+
+# Policy
+
+
+def test_an_unknown_metric_follows_the_rule_of_its_data_type() -> None:
+    policy = Policy()
+    assert {kind: policy.rule("x", kind, {}) for kind in UNKNOWN} == dict(UNKNOWN)
+
+
+def test_later_overrides_win_and_match_by_glob_and_attribute() -> None:
+    policy = Policy(
+        {"a.b": Rule(delta=1.0, group="g")},
+        (Override("a.*", {"delta": 2.0}), Override("a.b", {"delta": 3.0}, {"state": "u*"})),
+    )
+    assert Rule(delta=2.0, group="g") == policy.rule("a.b", "gauge", {})
+    assert Rule(delta=3.0, group="g") == policy.rule("a.b", "gauge", {"state": "used"})
+    assert UNKNOWN["gauge"] == policy.rule("b", "gauge", {"state": "used"})
+
+
+def test_a_stated_measure_replaces_the_others() -> None:
+    policy = Policy({"a": Rule(delta=1.0, relative=0.5, share=0.1)}, (Override("a", {"delta": 0.0}),))
+    assert Rule() == policy.rule("a", "gauge", {})
+
+
+def test_a_rule_made_for_another_data_type_falls_back() -> None:
+    policy = Policy(
+        {"h": Rule(kind="histogram"), "g": Rule(kind="hold", delta=1), "t": Rule(kind="trend", relative=0.2)}
+    )
+    assert UNKNOWN["gauge"] == policy.rule("h", "gauge", {})
+    assert UNKNOWN["histogram"] == policy.rule("g", "histogram", {})
+    assert Rule(kind="hold", relative=0.2) == policy.rule("t", "gauge", {})
+    assert Rule(kind="hold", delta=1) == policy.rule("g", "monotonic", {})
+
+
+# Clock
+
+
+@dataclass
+class Hands:
+    wall: int = 1_000 * SECOND
+    monotonic: int = 0
+
+    def clock(self) -> Clock:
+        return Clock(lambda: self.wall, lambda: self.monotonic)
+
+    def run(self, seconds: float) -> None:
+        self.wall += int(seconds * SECOND)
+        self.monotonic += int(seconds * SECOND)
+
+
+def test_the_clock_goes_with_the_wall() -> None:
+    hands = Hands()
+    clock = hands.clock()
+    hands.run(1)
+    assert clock() == hands.wall
+
+
+def test_the_clock_follows_a_jump_forward_at_once() -> None:
+    hands = Hands()
+    clock = hands.clock()
+    hands.run(1)
+    hands.wall += 3600 * SECOND
+    assert clock() == hands.wall
+
+
+def test_the_clock_runs_at_half_speed_while_it_is_ahead() -> None:
+    hands = Hands()
+    clock = hands.clock()
+    hands.run(1)
+    before = clock()
+    hands.wall -= 10 * SECOND
+    hands.run(2)
+    assert clock() - before == SECOND
+    for _ in range(20):
+        hands.run(1)
+        now = clock()
+    assert abs(now - hands.wall) <= SECOND // 2 + 1
+    hands.run(5)
+    assert clock() - now == 5 * SECOND
+
+
+@given(st.lists(st.tuples(st.integers(-(10**13), 10**13), st.integers(0, 10**11)), max_size=30))
+def test_the_clock_never_steps_back(moves: list[tuple[int, int]]) -> None:
+    hands = Hands()
+    clock = hands.clock()
+    last = clock()
+    for wall, monotonic in moves:
+        hands.wall += wall
+        hands.monotonic += monotonic
+        now = clock()
+        assert now > last
+        last = now
