@@ -74,12 +74,19 @@ def _start(started: ExitStack, folder: Path, *, remote_write: bool, done: thread
 
 def _agent(collector: processes.Process, server: processes.Process, folder: Path) -> processes.Process:
     """Return the agent that watches *server* and sends to *collector*."""
-    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTELPERF_SERVER_URL": server.url}
+    port = processes.free_port()
+    url = f"http://{processes.HOST}:{port}"
+    environment = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+        "OTELPERF_SERVER_URL": server.url,
+        "OTELPERF_ENDPOINT_PORT": str(port),
+    }
     return processes.Process(
         name="agent",
         command=[sys.executable, "-m", "otelperf", "agent"],
-        url="",
+        url=url,
         log_path=folder / "agent.log",
+        ready_url=f"{url}/readyz",
         environment=environment,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from otelperf import catalog
@@ -25,7 +24,8 @@ def metrics_page(page: str) -> str:
             ["| metric | in Prometheus | unit | meaning | sent when |", "|---|---|---|---|---|", *map(_row, rows)]
         )
         begin, end = f"<!-- {part}: made from catalog.py -->", f"<!-- end of {part} -->"
-        page = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _, t=table, b=begin, e=end: f"{b}\n{t}\n{e}", page, flags=re.DOTALL)  # type: ignore[misc] # defaults bind the loop's values
+        before, rest = page.split(begin)
+        page = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
     return page
 
 
@@ -36,7 +36,10 @@ def _row(metric: catalog.Metric) -> str:
 
 def sent_when(metric: catalog.Metric) -> str:
     """Say a rule in a few words."""
-    rule, unit = metric.rule, "" if metric.unit == "1" else f" {metric.unit.strip('{}').replace('{', '').replace('}', '')}"
+    rule, unit = (
+        metric.rule,
+        "" if metric.unit == "1" else f" {metric.unit.strip('{}').replace('{', '').replace('}', '')}",
+    )
     if rule.kind == "heartbeat":
         return "heartbeat only"
     if rule.kind == "state":

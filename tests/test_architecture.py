@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "config_values": set(),
     "tls": {"errors"},
     "export": {"gate", "connection", "logs"},
-    "otlp_grpc": {"config", "errors", "export"},
+    "otlp_grpc": {"config", "errors", "export", "logs"},
     "resource": {"config", "sources"},
     "own": {"readings", "export", "gate"},
     "console": {"gate", "logs"},

@@ -12,6 +12,7 @@ from os import environ as process_environ
 from typing import TYPE_CHECKING
 
 from otelperf import __version__, catalog, own
+from otelperf.connection import without_login
 from otelperf.console import Console, NullExporter
 from otelperf.endpoint import Endpoint, Page, as_json, as_text
 from otelperf.export import QueueExporter, Sender, Transport
@@ -260,7 +261,9 @@ def run(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     agent.start()
-    where = settings.export.endpoint if settings.metrics.exporter == "otlp" else settings.metrics.exporter
+    where = (
+        without_login(settings.export.endpoint)[0] if settings.metrics.exporter == "otlp" else settings.metrics.exporter
+    )
     _log.info("agent started", version=__version__, mode=settings.mode, to=where, endpoint=agent.url)
     agent.run(stop)
     agent.close()

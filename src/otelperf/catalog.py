@@ -312,7 +312,7 @@ SERVER = (
         "otelperf.server.context.utilization",
         "gauge",
         "1",
-        "Context in use in the fullest slot, as a share of its limit.",
+        "Context that the largest request in progress fills, as a share of its limit; 0 when none is in progress.",
         _hold(0.05, thresholds=_full(0.9, 0.98)),
     ),
     Metric("otelperf.server.context.limit", "updown", "{token}", "Context that one request can have.", _hold()),

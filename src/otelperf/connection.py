@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import http.client
+import io
 import socket
 import time
+from base64 import b64encode
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from otelperf.errors import OtelperfError
 
 if TYPE_CHECKING:
     import ssl
 
+    from _typeshed import WriteableBuffer
+
 _CHUNK = 64 * 1024
 _CLOSED = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError)
+_MESSAGE = 200  # characters: what a server sends in place of a status line goes into the error's text
 
 
 class HttpError(OtelperfError):
@@ -42,20 +48,55 @@ class Answer(NamedTuple):
     body: bytes
 
 
+class _UntilDeadline(io.RawIOBase):
+    """What the socket receives, until *deadline*: a server that drips must not outlast it, in headers or chunk sizes either."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        super().__init__()
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)  # keeps the socket open until both are closed
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        self._sock.settimeout(_remaining(self._deadline))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    """A response whose every byte comes before the deadline."""
+
+    def __init__(self, sock: socket.socket, method: str | None = None, *, deadline: float) -> None:
+        super().__init__(sock, method=method)
+        self.fp.close()
+        self.fp = io.BufferedReader(_UntilDeadline(sock, deadline))
+
+
 class Connection:
     """A connection to the server of *url*, opened when needed and kept. Not for several threads at once."""
 
     def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:  # a bracket or a port that is none
+            parts, port = urlsplit(""), None
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             msg = f"{url!r} is no URL of a server: expected http://host:port or https://host:port"
             raise HttpError(msg)
         self.url = url
         self.path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._host = parts.hostname
-        self._port = parts.port
         self._tls = tls
         self._secure = parts.scheme == "https"
+        # Without a port, http.client would take the end of an IPv6 address for it.
+        self._port = port or (443 if self._secure else 80)
         self._connection: http.client.HTTPConnection | None = None
 
     def request(  # an HTTP request has these parts, and each limit is the caller's to set
@@ -92,12 +133,13 @@ class Connection:
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], deadline: float, limit: int
     ) -> Answer:
         connection = self._open(deadline)
+        connection.response_class = partial(_Response, deadline=deadline)  # type: ignore[assignment] # it is only called
         connection.request(method, path, body, dict(headers))
-        response = connection.getresponse()
-        found = {name.lower(): value for name, value in response.getheaders()}
-        answer = Answer(response.status, found, self._read(connection, response, deadline, limit))
-        if response.will_close:
-            self.close()
+        with connection.getresponse() as response:
+            found = {name.lower(): value for name, value in response.getheaders()}
+            answer = Answer(response.status, found, self._read(response, limit))
+            if response.will_close:
+                self.close()
         return answer
 
     def _open(self, deadline: float) -> http.client.HTTPConnection:
@@ -111,29 +153,20 @@ class Connection:
                 self._connection = http.client.HTTPConnection(self._host, self._port, timeout=remaining)
             self._connection.connect()
             self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection.timeout = remaining
-        if self._connection.sock is not None:
-            self._connection.sock.settimeout(remaining)
+        self._connection.sock.settimeout(remaining)
         return self._connection
 
-    def _read(
-        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, deadline: float, limit: int
-    ) -> bytes:
-        """Read the body in pieces: a server that drips must not outlast the deadline, nor an endless body the memory."""
-        pieces: list[bytes] = []
-        size = 0
-        while True:
-            if connection.sock is not None:
-                connection.sock.settimeout(_remaining(deadline))
-            piece = response.read1(min(_CHUNK, limit + 1 - size))
-            if not piece:
-                response.close()  # a body that was read to its last byte does not count as ended for http.client otherwise
-                return b"".join(pieces)
-            pieces.append(piece)
-            size += len(piece)
-            if size > limit:
+    def _read(self, response: http.client.HTTPResponse, limit: int) -> bytes:
+        """Read the body in pieces: an endless one must not fill the memory."""
+        body = bytearray()
+        while piece := response.read1(min(_CHUNK, limit + 1 - len(body))):
+            body += piece
+            if len(body) > limit:
                 msg = f"{self.url}: the answer is larger than {limit} bytes"
                 raise TooLarge(msg)
+        if response.length:  # read1 does not tell: half a page would pass for a whole one, and 12 for 12345
+            raise http.client.IncompleteRead(b"", response.length)
+        return bytes(body)
 
     def _explained(self, error: Exception, timeout: float) -> HttpError:
         if isinstance(error, HttpError):
@@ -142,7 +175,17 @@ class Connection:
             return Timeout(f"{self.url}: no whole answer within {timeout:g} s")
         if isinstance(error, ConnectionRefusedError | socket.gaierror):
             return Unreachable(f"{self.url}: {error.strerror or error}")
-        return HttpError(f"{self.url}: {error or type(error).__name__}")
+        return HttpError(f"{self.url}: {str(error)[:_MESSAGE] or type(error).__name__}")
+
+
+def without_login(url: str) -> tuple[str, dict[str, str]]:
+    """Take user and password out of a URL, so that no log shows them, and make a header of them."""
+    parts = urlsplit(url)
+    login, sign, host = parts.netloc.rpartition("@")
+    if not sign:
+        return url, {}
+    token = b64encode(unquote_to_bytes(login)).decode()
+    return parts._replace(netloc=host).geturl(), {"authorization": f"Basic {token}"}
 
 
 def _remaining(deadline: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 import time
 from typing import IO, Any
@@ -15,6 +17,7 @@ _log = Log("otelperf.console")
 
 _SUMMARY_EVERY = 5_000_000_000
 _BINARY = ("", "Ki", "Mi", "Gi", "Ti", "Pi")
+_BRACES = re.compile(r"\{.*?\}")
 _DECIMAL = ("", "k", "M", "G", "T", "P")
 
 
@@ -49,10 +52,7 @@ class Console:
             return
         attributes = ", ".join(f"{_short(key)}={value}" for key, value in (emission.attributes or {}).items())
         name = f"{emission.name}{{{attributes}}}" if attributes else emission.name
-        old = "" if emission.old is None else amount(emission.old, emission.unit)
-        new = "ended" if emission.new is None else amount(emission.new, emission.unit)
-        change = f"{old} → {new}" if old and emission.reason != "previous" else new
-        self._print(f"{_clock(emission.time)}  {name:<68} {change:<28} {emission.reason}")
+        self._print(f"{_clock(emission.time)}  {name:<68} {_change(emission):<26} {emission.reason}")
 
     def stopping(self) -> None:
         """Everything ends now: count the ends rather than print a line for each."""
@@ -80,7 +80,10 @@ class Console:
 
     def _print(self, line: str) -> None:
         try:
-            print(line, file=self._stream, flush=True)
+            try:
+                print(line, file=self._stream, flush=True)
+            except UnicodeEncodeError:  # a terminal that knows no arrows
+                print(line.encode("ascii", "replace").decode(), file=self._stream, flush=True)
         except (OSError, ValueError):
             _log.trouble("console closed", problem="standard output takes no more lines")
 
@@ -90,20 +93,36 @@ def _clock(time_ns: int) -> str:
     return f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{rest // 100_000_000}"
 
 
+def _change(emission: Emission) -> str:
+    """Say old → new; of a counter, how much it grew."""
+    old, new, unit = emission.old, emission.new, emission.unit
+    if new is None:
+        return "ended" if old is None else f"{amount(old, unit)} → ended"
+    if old is None or emission.reason == "previous":
+        return amount(new, unit)
+    if emission.shape == "monotonic" and isinstance(old, NumberDataPoint) and isinstance(new, NumberDataPoint):
+        return f"{amount(old, unit)} → +{written(new.value - old.value, unit)}"
+    return f"{amount(old, unit)} → {amount(new, unit)}"
+
+
 def _short(key: str) -> str:
     return key.rsplit(".", 1)[-1]
 
 
 def amount(point: Any, unit: str) -> str:
-    """Write a point's value with its unit, at the precision a person reads."""
-    if not isinstance(point, NumberDataPoint):
-        return f"{point.count} recorded"
-    value = point.value
+    """Write a point's value with its unit."""
+    return written(point.value, unit) if isinstance(point, NumberDataPoint) else f"{point.count} recorded"
+
+
+def written(value: float, unit: str) -> str:
+    """Write a value with its unit, at the precision a person reads. Units in braces say what the name says: left out."""
+    if not math.isfinite(value):
+        return f"{value}"
     if unit == "By":
         return _scaled(value, 1024, _BINARY, "B")
     if unit == "1":
         return f"{value:.3g}"
-    return _scaled(value, 1000, _DECIMAL, unit.strip("{}").replace("{", "").replace("}", ""))
+    return _scaled(value, 1000, _DECIMAL, _BRACES.sub("", unit)).rstrip()
 
 
 def _scaled(value: float, base: int, prefixes: tuple[str, ...], unit: str) -> str:
@@ -112,6 +131,9 @@ def _scaled(value: float, base: int, prefixes: tuple[str, ...], unit: str) -> st
     size = float(value)
     for prefix in prefixes:
         if abs(size) < base or prefix == prefixes[-1]:
-            return f"{size:.3g} {prefix}{unit}" if base == 1024 else f"{size:.4g} {prefix} {unit}"  # binary
+            if base == 1000:
+                return f"{size:.4g} {prefix} {unit}".rstrip()
+            digits = 3 if abs(size) < 999.5 else 4  # below the next binary prefix there are 1000 to 1023
+            return f"{size:.{digits}g} {prefix}{unit}"
         size /= base
     return f"{value:g} {unit}"

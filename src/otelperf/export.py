@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 
-from otelperf.connection import Connection, HttpError, Unreachable
+from otelperf.connection import Answer, Connection, HttpError, TooLarge, Unreachable, without_login
 from otelperf.gate.marks import encode
 from otelperf.logs import Log
 
@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 
 _log = Log("otelperf.export")
 
-_ANSWER_LIMIT = 64 * 1024
+_ANSWER_LIMIT = 2**20
 _RETRYABLE = {429, 502, 503, 504}  # the OTLP specification's list
 _FIRST_PAUSE = 0.5
 # A refused connection costs the other side nothing, and its return should be noticed; a busy one needs to be left alone.
 _LONGEST_PAUSE_UNREACHABLE = 2.0
 _LONGEST_PAUSE_BUSY = 30.0
-_LONGEST_RETRY_AFTER = 300.0
+LONGEST_RETRY_AFTER = 300.0
+_OLDEST = (
+    3600.0  # s; Prometheus takes no older points, and one request that always fails must not stop the queue for ever
+)
 _SNAPSHOT_SPACING = 50.0  # s; after a loss everything is sent anew, but not more often than a heartbeat would
 
 
@@ -66,11 +69,11 @@ class HttpTransport:
     def __init__(
         self, endpoint: str, headers: Mapping[str, str], *, compress: bool = False, tls: ssl.SSLContext | None = None
     ) -> None:
-        self.endpoint = endpoint
-        self._connection = Connection(endpoint, tls)
-        self._headers = {"Content-Type": "application/x-protobuf", **headers}
+        self.endpoint, login = without_login(endpoint)
+        self._connection = Connection(self.endpoint, tls)
+        self._headers = {"user-agent": "otelperf", **login, **headers, "content-type": "application/x-protobuf"}
         if compress:
-            self._headers["Content-Encoding"] = "gzip"
+            self._headers["content-encoding"] = "gzip"
         self._compress = compress
 
     def send(self, body: bytes, timeout: float) -> Verdict:
@@ -79,10 +82,12 @@ class HttpTransport:
             answer = self._connection.request(
                 "POST", self._connection.path, payload, self._headers, timeout=timeout, limit=_ANSWER_LIMIT
             )
+        except TooLarge as error:  # it did answer, and would answer the same again
+            return Verdict("refused", str(error))
         except HttpError as error:
             return Verdict("retry", str(error), unreachable=isinstance(error, Unreachable))
         if answer.status // 100 == 2:  # the class of success
-            return _accepted(answer.body)
+            return _accepted(answer)
         message = f"HTTP {answer.status} {answer.body[:200].decode(errors='replace').strip()}"
         if answer.status in _RETRYABLE:
             return Verdict("retry", message, retry_after=_retry_after(answer.headers.get("retry-after")))
@@ -96,22 +101,25 @@ class HttpTransport:
         self._connection.close()
 
 
-def _accepted(body: bytes) -> Verdict:
+def _accepted(answer: Answer) -> Verdict:
     """Read a success: it may say that some points were rejected all the same."""
+    body = answer.body
     if not body:
         return Verdict("delivered")
+    if answer.headers.get("content-type", "").startswith("text/html"):
+        return Verdict("delivered", "the answer is a web page: is the endpoint that of a Collector?")
     from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
     try:
         partial = ExportMetricsServiceResponse.FromString(body).partial_success
     except Exception:  # noqa: BLE001 # an answer in another format is still a success by its status
         return Verdict("delivered")
-    return Verdict("delivered", partial.error_message, rejected=partial.rejected_data_points)
+    return Verdict("delivered", partial.error_message, rejected=max(0, partial.rejected_data_points))
 
 
 def _retry_after(value: str | None) -> float | None:
     """Read the header's seconds; its date form is rare enough to be left to our own pause."""
-    return min(float(value), _LONGEST_RETRY_AFTER) if value and value.isascii() and value.isdigit() else None
+    return min(float(value), LONGEST_RETRY_AFTER) if value and value.isascii() and value.isdigit() else None
 
 
 @dataclass(slots=True)
@@ -129,6 +137,7 @@ class SenderStats:
 class _Request(NamedTuple):
     body: bytes
     points: int
+    queued: float  # monotonic seconds
 
 
 class Sender:
@@ -168,11 +177,14 @@ class Sender:
 
     def put(self, body: bytes, points: int) -> bool:
         """Queue a request without waiting; older ones make room. False if it is larger than the queue itself."""
+        if len(body) > self.stats.queue_limit:
+            _log.trouble("request larger than the queue", bytes=len(body), queue_limit=self.stats.queue_limit)
+            return False
         with self._changed:
-            if self._deadline is not None or len(body) > self.stats.queue_limit:
+            if self._deadline is not None:
                 return False
             self._make_room(len(body))
-            self._queue.append(_Request(body, points))
+            self._queue.append(_Request(body, points, self._monotonic()))
             self.stats.queue_bytes += len(body)
             self._changed.notify()
         return True
@@ -182,6 +194,8 @@ class Sender:
         with self._changed:
             self._deadline = self._monotonic() + timeout
             self._changed.notify()
+        if not self._thread.is_alive():  # never started, or ended by an earlier call
+            return not self._queue
         return self._drained.wait(timeout)
 
     def _make_room(self, size: int) -> None:
@@ -195,12 +209,12 @@ class Sender:
             else:
                 self._drop()
 
-    def _drop(self) -> None:
+    def _drop(self, why: str = "queue full, oldest request dropped") -> None:
         request = self._queue.popleft()
         self.stats.queue_bytes -= len(request.body)
         self._count("dropped", request.points)
         self._lost = True
-        _log.trouble("queue full, oldest request dropped", endpoint=self._transport.endpoint)
+        _log.trouble(why, endpoint=self._transport.endpoint)
 
     def _count(self, outcome: str, points: int) -> None:
         self.stats.requests[outcome] += 1
@@ -211,16 +225,29 @@ class Sender:
             with self._changed:
                 while not self._queue:
                     if self._deadline is not None:
-                        self._transport.close()
                         self._drained.set()
+                        self._close_transport()
                         return
                     self._changed.wait()
                 request = self._queue[0]
                 self._in_flight = True
-            verdict = self._transport.send(request.body, self._allowed())
-            pause = self._settle(request, verdict)
+            pause = self._settle(request, self._send(request.body))
             if pause and not self._wait(pause):
+                self._close_transport()
                 return
+
+    def _send(self, body: bytes) -> Verdict:
+        """Send; a transport that raises all the same must not end this thread, nor hold up what comes after."""
+        try:
+            return self._transport.send(body, self._allowed())
+        except Exception as error:  # noqa: BLE001 # whatever it is; its text may hold a secret
+            return Verdict("refused", f"the transport raised {type(error).__name__}")
+
+    def _close_transport(self) -> None:
+        try:
+            self._transport.close()
+        except Exception as error:  # noqa: BLE001 # nothing can be done about it any more
+            _log.debug("transport did not close", problem=type(error).__name__)
 
     def _allowed(self) -> float:
         if self._deadline is None:
@@ -233,7 +260,10 @@ class Sender:
             self._in_flight = False
             if verdict.outcome == "retry":
                 self.stats.retries += 1
-                return self._back_off(verdict)
+                pause = self._back_off(verdict)
+                if self._monotonic() - request.queued > _OLDEST:
+                    self._drop("request too old, dropped")
+                return pause
             self._queue.popleft()
             self.stats.queue_bytes -= len(request.body)
             self._count(verdict.outcome, request.points)
@@ -242,6 +272,8 @@ class Sender:
         if verdict.rejected:
             self.stats.points["rejected"] += verdict.rejected
             _log.trouble("points rejected", endpoint=endpoint, points=verdict.rejected, problem=verdict.message)
+        elif verdict.message and verdict.outcome == "delivered":
+            _log.trouble("collector warns", endpoint=endpoint, problem=verdict.message)
         if verdict.outcome == "refused":
             self._lost = True
             _log.trouble("request refused", endpoint=endpoint, problem=verdict.message, points=request.points)
@@ -258,12 +290,17 @@ class Sender:
         if self._lost and now - self._last_snapshot >= _SNAPSHOT_SPACING:
             self._lost = False
             self._last_snapshot = now
-            self._on_loss()
+            try:
+                self._on_loss()
+            except Exception as error:  # noqa: BLE001 # this thread must outlive whatever listens
+                _log.trouble("resend failed", problem=f"{type(error).__name__}: {error}")
 
     def _back_off(self, verdict: Verdict) -> float:
         longest = _LONGEST_PAUSE_UNREACHABLE if verdict.unreachable else _LONGEST_PAUSE_BUSY
         self._pause = min(self._pause, longest)
-        pause = verdict.retry_after if verdict.retry_after is not None else self._pause * random.uniform(0.5, 1.0)  # noqa: S311 # jitter
+        pause = self._pause * random.uniform(0.5, 1.0)  # noqa: S311 # jitter
+        if verdict.retry_after is not None:
+            pause = max(verdict.retry_after, _FIRST_PAUSE)  # "at once" must not become a busy loop
         self._pause = min(self._pause * 2, longest)
         _log.trouble(
             "collector unreachable" if verdict.unreachable else "collector does not take requests",

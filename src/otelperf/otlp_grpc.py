@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from otelperf.errors import ConfigError
-from otelperf.export import Verdict
+from otelperf.export import LONGEST_RETRY_AFTER, Verdict
 
 try:
     import grpc
@@ -25,7 +25,6 @@ _METHOD = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
 _RETRYABLE = {  # the OTLP specification's list
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.ABORTED,
     grpc.StatusCode.OUT_OF_RANGE,
     grpc.StatusCode.UNAVAILABLE,
@@ -64,22 +63,45 @@ class GrpcTransport:
         try:
             answer = self._call(body, timeout=timeout, metadata=self._metadata, compression=self._compression)
         except grpc.RpcError as error:
-            code = error.code()
+            code, delay = error.code(), _retry_delay(error)
             message = f"gRPC {code.name} {error.details() or ''}".strip()
-            if code in _RETRYABLE:
-                return Verdict("retry", message, unreachable=code is grpc.StatusCode.UNAVAILABLE)
+            # Exhausted and no word of when it will be over means: never, for example a request that is too large.
+            if code in _RETRYABLE or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and delay is not None):
+                unreachable = code is grpc.StatusCode.UNAVAILABLE and delay is None
+                return Verdict("retry", message, unreachable=unreachable, retry_after=delay)
             return Verdict("refused", message)
         partial = answer.partial_success
-        return Verdict("delivered", partial.error_message, rejected=partial.rejected_data_points)
+        return Verdict("delivered", partial.error_message, rejected=max(0, partial.rejected_data_points))
 
     def close(self) -> None:
         self._channel.close()
 
 
+def _retry_delay(error: grpc.RpcError) -> float | None:
+    """Return the seconds of the RetryInfo that the server has sent along, if any."""
+    metadata: dict[str, str | bytes] = {item.key: item.value for item in error.trailing_metadata() or ()}
+    details = metadata.get("grpc-status-details-bin")
+    if not isinstance(details, bytes):
+        return None
+    from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untyped] # generated code
+    from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # generated code
+
+    try:
+        for detail in Status.FromString(details).details:
+            info = RetryInfo()
+            if detail.Unpack(info):
+                seconds: float = info.retry_delay.seconds + info.retry_delay.nanos / 1e9
+                return min(max(0.0, seconds), LONGEST_RETRY_AFTER)
+    except Exception:  # noqa: BLE001 # what the server says beside the status is only a hint
+        return None
+    return None
+
+
 def from_settings(export: Export) -> GrpcTransport:
     """Return the transport that the settings describe; the endpoint's host and port are the target."""
     parts = urlsplit(export.endpoint)
-    target = f"{parts.hostname}:{parts.port or 4317}"
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    target = f"{host}:{parts.port or 4317}"
     credentials = None if export.insecure else _credentials(export)
     return GrpcTransport(
         export.endpoint, target, export.headers, compress=export.compression == "gzip", credentials=credentials

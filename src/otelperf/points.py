@@ -54,10 +54,12 @@ class Points:
 
 def _point(reading: Reading, time: int) -> NumberDataPoint | HistogramDataPoint:
     value = reading.value
+    # A start to come is none: a boot time is an estimate. Were it cut to *time*, it would look like a restart at each reading.
+    start = reading.start if reading.start and reading.start <= time else 0
     if not isinstance(value, Buckets):
-        return NumberDataPoint(reading.attributes, reading.start or 0, time, value, ())
+        return NumberDataPoint(reading.attributes, start, time, value, ())
     return HistogramDataPoint(
-        reading.attributes, reading.start or 0, time, value.count, value.sum, value.counts, value.bounds, 0.0, 0.0
+        reading.attributes, start, time, value.count, value.sum, value.counts, value.bounds, 0.0, 0.0
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -19,10 +19,11 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _UNITS = {
     "d": "days", "h": "hours", "min": "minutes", "s": "seconds", "ms": "milliseconds", "us": "microseconds",
     "ns": "nanoseconds", "By": "bytes", "KiBy": "kibibytes", "MiBy": "mebibytes", "GiBy": "gibibytes",
+    "TiBy": "tibibytes", "KBy": "kilobytes", "MBy": "megabytes", "GBy": "gigabytes", "TBy": "terabytes",
     "m": "meters", "V": "volts", "A": "amperes", "J": "joules", "W": "watts", "g": "grams", "Cel": "celsius",
-    "Hz": "hertz", "%": "percent",
+    "Hz": "hertz", "1": "", "%": "percent",
 }  # fmt: skip
-_PER = {"s": "second", "m": "minute", "h": "hour", "d": "day"}
+_PER = {"s": "second", "m": "minute", "h": "hour", "d": "day", "w": "week", "mo": "month", "y": "year"}
 _OTHER = re.compile(r"[^a-zA-Z0-9:]+")
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
@@ -41,19 +42,23 @@ def metric_name(name: str, unit: str, kind: str) -> str:
 
 
 def _unit_words(unit: str) -> Iterator[str]:
-    main, _, per = unit.partition("/")
-    if "{" in main or main == "1":
-        main = ""
+    """Yield the unit's and its divisor's suffix; what is in braces only says what is counted."""
+    main, per = (part if not set(part) & {"{", "}"} else "" for part in map(str.strip, unit.partition("/")[::2]))
+    main = _OTHER.sub("_", _UNITS.get(main, main)).removeprefix("_")
+    per = _OTHER.sub("_", f"per_{_PER.get(per, per)}").removesuffix("_") if per else ""
+    per = "" if per == "per" else per
     if main:
-        yield _OTHER.sub("_", _UNITS.get(main, main)).strip("_")
-    if per and "{" not in per:
-        yield f"per_{_PER.get(per, per)}"
+        yield main.removesuffix("_") if per else main
+    if per:
+        yield per
 
 
 def label_name(name: str) -> str:
     """Return an attribute's name as a label."""
     label = re.sub(r"[^a-zA-Z0-9_]", "_", name)
-    return f"key_{label}" if label[:1].isdigit() else label
+    if label[:1].isdigit():
+        return f"key_{label}"
+    return f"key{label}" if label[:1] == "_" and label[:2] != "__" else label
 
 
 def render(data: MetricsData) -> str:
@@ -89,11 +94,22 @@ def _kind(metric: Metric) -> str:
 
 def _lines(name: str, metric: Metric, common: Mapping[str, Any]) -> Iterator[str]:
     for point in metric.data.data_points:
-        labels = {**common, **(point.attributes or {})}
+        labels = {**_by_label(point.attributes or {}), **common}
         if isinstance(point, NumberDataPoint):
             yield f"{name}{_labels(labels)} {number(point.value)}"
         elif isinstance(point, HistogramDataPoint):
             yield from _histogram(name, labels, point)
+
+
+def _by_label(attributes: Mapping[str, Any]) -> dict[str, str]:
+    """Values by label; where two names become one label, it holds both values, as in Prometheus."""
+    labels: dict[str, str] = {}
+    for key in sorted(attributes):
+        label, value = label_name(key), _text(attributes[key])
+        if label.startswith("__"):
+            continue  # reserved: whoever scrapes would refuse the whole page
+        labels[label] = f"{labels[label]};{value}" if labels.get(label) else value
+    return labels
 
 
 def _histogram(name: str, labels: Mapping[str, Any], point: HistogramDataPoint) -> Iterator[str]:
@@ -106,8 +122,7 @@ def _histogram(name: str, labels: Mapping[str, Any], point: HistogramDataPoint) 
 
 
 def _labels(labels: Mapping[str, Any]) -> str:
-    pairs: Iterable[str] = (f'{label_name(key)}="{_text(value).translate(_ESCAPES)}"' for key, value in labels.items())
-    inside = ",".join(pairs)
+    inside = ",".join(f'{label}="{_text(value).translate(_ESCAPES)}"' for label, value in labels.items())
     return f"{{{inside}}}" if inside else ""
 
 

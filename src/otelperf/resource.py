@@ -31,8 +31,8 @@ def resources(
     user = dict(settings.resource.attributes)
     shared = {key: value for key, value in user.items() if key not in _ONE_PROCESS}
     host = {**_host(settings.host.root_path), **_node(settings), **shared}
-    where = settings.k8s.pod_uid or str(host.get("host.id", host["host.name"]))
     pod = _pod(settings, environ)
+    where = settings.k8s.pod_uid or _where(host, pod)
     here = {**host, **pod}
     # CONTAINER_NAME means something else outside Kubernetes.
     container = (settings.k8s.container_name if pod else None) or user.get("k8s.container.name") or ""
@@ -65,6 +65,13 @@ def resources(
     return found
 
 
+def _where(host: Mapping[str, Any], pod: Mapping[str, str]) -> str:
+    """What tells this pod or machine from others. The machine-id in a pod is its image's, and so the same in many."""
+    if "k8s.pod.name" in pod:
+        return f"{pod.get('k8s.namespace.name', '')}/{pod['k8s.pod.name']}"
+    return str(host.get("host.id", host["host.name"]))
+
+
 def _node_instance(host: Mapping[str, Any]) -> dict[str, str]:
     """The host is the same whichever pod looks at it."""
     where = host.get("host.id", host["host.name"])
@@ -83,7 +90,8 @@ def _host(root: str) -> dict[str, Any]:
     if root == "/":
         found["host.name"] = socket.gethostname()
     machine_id = _read(root, "etc/machine-id") or _read(root, "var/lib/dbus/machine-id")
-    return {**found, "host.id": machine_id} if machine_id else found
+    # systemd writes "uninitialized" into images, to be replaced at the first boot.
+    return {**found, "host.id": machine_id} if machine_id and machine_id != "uninitialized" else found
 
 
 def _node(settings: Settings) -> dict[str, str]:
@@ -105,5 +113,5 @@ def _pod(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
 def _read(root: str, path: str) -> str | None:
     try:
         return Path(root, path).read_text(encoding="utf-8").strip() or None
-    except OSError:
+    except (OSError, ValueError):  # absent, or no text
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ _log = Log("otelperf.sampler")
 
 _SECOND = 1_000_000_000
 _ABSENT_AGAIN = 60 * _SECOND  # how often a source that this machine lacks is asked again
+_EARLY = _SECOND // 4  # ticks are never quite on time: one this early (at most ¼ interval) counts as on time
 _STUCK_STREAMS = 100.0  # seconds: two default heartbeats
 
 
@@ -63,13 +65,13 @@ def _attempt(source: Source, now: int) -> _Outcome:
 
 
 class _Worker:
-    """A daemon thread that reads one source when asked. At most one read at a time; the newest outcome is kept."""
+    """A daemon thread that reads one source when asked, once at a time: it is *busy* until its outcome is taken."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self._asked = threading.Event()
         self._now = 0
-        self._outcome: _Outcome | None = None
+        self._outcomes: deque[_Outcome] = deque()  # at most one
         self.busy = False
         self.stopped = False
         threading.Thread(target=self._loop, name=f"otelperf-{source.name}", daemon=True).start()
@@ -80,10 +82,13 @@ class _Worker:
         self._asked.set()
 
     def take(self) -> _Outcome | None:
-        outcome, self._outcome = self._outcome, None
-        return outcome
+        if not self._outcomes:
+            return None
+        self.busy = False
+        return self._outcomes.popleft()
 
     def stop(self) -> None:
+        """End the thread, after the read it is at if it is at one; it closes the source itself."""
         self.stopped = True
         self._asked.set()
 
@@ -92,9 +97,9 @@ class _Worker:
             self._asked.wait()
             self._asked.clear()
             if self.stopped:
+                self._source.close()
                 return
-            self._outcome = _attempt(self._source, self._now)
-            self.busy = False
+            self._outcomes.append(_attempt(self._source, self._now))
 
 
 class _Slot:
@@ -112,19 +117,19 @@ class _Slot:
 
     def read(self, now: int) -> None:
         """Read if due, take what is ready, and drop what is too old to be called alive."""
-        outcome = self.worker.take() if self.worker else None
-        if now >= self.due and not (self.worker and self.worker.busy):
-            missed = (now - self.due) // self.interval if self.due else 0
+        if self.worker and (outcome := self.worker.take()):
+            self._judge(outcome)
+        busy = self.worker is not None and self.worker.busy
+        if busy and now - self.asked > self.interval:
+            self._stuck(now)
+        if not busy and now >= self.due - min(_EARLY, self.interval // 4):
+            missed = max(0, now - self.due) // self.interval if self.due else 0
             self.due = (self.due or now) + (missed + 1) * self.interval
             self.asked = now
             if self.worker:
                 self.worker.ask(now)
             else:
-                outcome = _attempt(self.source, now)
-        if outcome is not None:
-            self._judge(outcome)
-        elif self.worker and self.worker.busy and now - self.asked > self.interval:
-            self._stuck(now)
+                self._judge(_attempt(self.source, now))
         self.batches = tuple(batch for batch in self.batches if now - batch.time <= self.gone_after)
 
     def _judge(self, outcome: _Outcome) -> None:
@@ -189,9 +194,9 @@ class Sampler:
         )
 
     def close(self) -> None:
-        """Stop the threads and close the sources' files; a source that hangs is left to its daemon thread."""
+        """Stop the threads and close the sources; one that is being read is closed by its thread when the read ends."""
         for slot in self._slots:
             if slot.worker:
                 slot.worker.stop()
-            if not (slot.worker and slot.worker.busy):
+            else:
                 slot.source.close()

@@ -12,7 +12,8 @@ def context(certificate: str | None, client_certificate: str | None, client_key:
     try:
         made = ssl.create_default_context(cafile=certificate)
         if client_certificate:
-            made.load_cert_chain(client_certificate, client_key)
+            # An empty password: without one OpenSSL asks the terminal for that of an encrypted key, and waits.
+            made.load_cert_chain(client_certificate, client_key, password="")
     except (OSError, ssl.SSLError) as error:
         named = ", ".join(path for path in (certificate, client_certificate, client_key) if path)
         msg = f"cannot use the TLS files {named}: {error}; check export.certificate, export.client_certificate, export.client_key"

@@ -66,19 +66,27 @@ def test_promql_answers_what_proc_says(prometheus: Process, start_agent: StartAg
     modes = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     expected = sum(modes) / os.sysconf("SC_CLK_TCK")
     # No more than what the rule lets be unsent, and the seconds since the last heartbeat, on each CPU.
-    assert value(prometheus, "sum(system_cpu_time_seconds_total)") == pytest.approx(expected, abs=10 * (os.cpu_count() or 1))
+    assert value(prometheus, "sum(system_cpu_time_seconds_total)") == pytest.approx(
+        expected, abs=10 * (os.cpu_count() or 1)
+    )
 
 
 def test_each_source_has_a_resource_of_its_own(prometheus: Process, llama: Process, start_agent: StartAgent) -> None:
     start_agent(**QUICK, OTELPERF_SERVER_URL=llama.url, OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=test")
     wait_until(lambda: has(prometheus, "otelperf_server_up == 1"), 30, "the server did not come up")
-    jobs = {series["metric"]["job"] for series in query(prometheus.url, 'target_info{deployment_environment_name="test"}')}
+    jobs = {
+        series["metric"]["job"] for series in query(prometheus.url, 'target_info{deployment_environment_name="test"}')
+    }
     assert {"host", "otelperf", "llama.cpp"} == jobs
-    instances = {series["metric"]["instance"] for series in query(prometheus.url, 'target_info{job=~"host|otelperf|llama.cpp"}')}
+    instances = {
+        series["metric"]["instance"] for series in query(prometheus.url, 'target_info{job=~"host|otelperf|llama.cpp"}')
+    }
     assert len(instances) == 3
 
 
-def test_tokens_in_promql_are_those_the_client_counted(prometheus: Process, llama: Process, start_agent: StartAgent) -> None:
+def test_tokens_in_promql_are_those_the_client_counted(
+    prometheus: Process, llama: Process, start_agent: StartAgent
+) -> None:
     start_agent(**QUICK, OTELPERF_SERVER_URL=llama.url, OTELPERF_HOST_ENABLED="false")
     answers_ = [complete(llama, tokens) for tokens in (40, 60, 100)]
     generated = sum(answer["tokens_predicted"] for answer in answers_)
@@ -167,9 +175,7 @@ def test_what_was_queued_while_the_collector_was_away_is_replayed_in_order(
     up = time.time()
     tokens = 'sum(otelperf_server_tokens_total{gen_ai_token_type="output"})'
     wait_until(lambda: value(prometheus, tokens) == generated, 20, f"tokens are not {generated}")
-    ((_, samples),) = series_samples(
-        prometheus.url, 'otelperf_server_tokens_total{gen_ai_token_type="output"}[5m]'
-    )
+    ((_, samples),) = series_samples(prometheus.url, 'otelperf_server_tokens_total{gen_ai_token_type="output"}[5m]')
     meanwhile = [number for when, number in samples if down < when < up]
     assert len(meanwhile) >= 5, samples
     assert meanwhile == sorted(meanwhile)
@@ -189,7 +195,9 @@ def test_sigterm_ends_in_two_seconds_though_the_collector_is_gone(collector: Pro
     assert "agent stopped" in agent.log_path.read_text()
 
 
-def test_the_endpoint_shows_the_same_names_as_prometheus(prometheus: Process, llama: Process, start_agent: StartAgent) -> None:
+def test_the_endpoint_shows_the_same_names_as_prometheus(
+    prometheus: Process, llama: Process, start_agent: StartAgent
+) -> None:
     agent = start_agent(**QUICK, OTELPERF_SERVER_URL=llama.url)
     complete(llama, 10)
     wait_until(lambda: has(prometheus, "otelperf_server_batch_limit"), 30, "the server's series did not arrive")

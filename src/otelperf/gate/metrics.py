@@ -11,31 +11,19 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from opentelemetry.sdk.metrics.export import (
-    AggregationTemporality,
-    ExponentialHistogram,
-    Gauge,
-    Histogram,
-    Metric,
-    MetricExporter,
-    MetricExportResult,
-    MetricsData,
-    ResourceMetrics,
-    ScopeMetrics,
-    Sum,
-)
+from opentelemetry.sdk.metrics.export import Metric, MetricExporter, MetricExportResult, MetricsData, ResourceMetrics
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otelperf.gate.clock import Clock
 from otelperf.gate.marks import DataPoint, HistogramMark, is_mark, mark
 from otelperf.gate.policy import Policy
-from otelperf.gate.stream import SECOND, Group, Stream
+from otelperf.gate.stream import SECOND, Stream
+from otelperf.gate.tree import Family, Scope, Tray, Waiting, metrics_data, shape_of
 
 _logger = logging.getLogger(__name__)
 
@@ -57,6 +45,7 @@ class Emission(NamedTuple):
     old: DataPoint | None
     new: DataPoint | None
     reason: str
+    shape: str = "gauge"  # gauge, sum, monotonic, histogram or exponential
 
 
 @dataclass(slots=True)
@@ -70,69 +59,14 @@ class GateStats:
     emitted: Counter[str] = field(default_factory=Counter)
 
 
-class _Waiting(NamedTuple):
-    scope: _Scope
-    family: _Family
-    point: DataPoint
-    stream: Stream | None
-    last: bool  # a mark, or the total before it: what no later export would bring again
+class _Verdicts:
+    """What was decided of the streams of one scope in one export."""
 
+    __slots__ = ("emit", "hold")
 
-class _Family:
-    """A metric of a scope, and its streams."""
-
-    __slots__ = ("by_identity", "meta", "shape", "streams")
-
-    def __init__(self, meta: Metric, shape: str) -> None:
-        self.meta = _with_points(meta, [])  # else the first snapshot would live for ever
-        self.shape = shape
-        self.streams: dict[frozenset[Any], Stream] = {}
-        self.by_identity: dict[int, Stream] = {}
-
-    def find(self, attributes: Any) -> Stream | None:
-        """Look a stream up, first by the identity of its attribute mapping: most callers hand out the same one each time."""
-        stream = self.by_identity.get(id(attributes))
-        if stream is not None:
-            return stream
-        stream = self.streams.get(_key(attributes))
-        if stream is not None:
-            self.by_identity.pop(id(stream.attributes), None)
-            stream.attributes = attributes  # kept alive, or another mapping could come to have its id
-            self.by_identity[id(attributes)] = stream
-        return stream
-
-    def add(self, stream: Stream) -> None:
-        self.streams[_key(stream.attributes)] = stream
-        self.by_identity[id(stream.attributes)] = stream
-
-    def remove(self, stream: Stream) -> None:
-        del self.streams[_key(stream.attributes)]
-        self.by_identity.pop(id(stream.attributes), None)
-
-
-class _Scope:
-    __slots__ = ("families", "groups", "meta")
-
-    def __init__(self, meta: ScopeMetrics) -> None:
-        self.meta = replace(meta, metrics=())
-        self.families: dict[tuple[str, str], _Family] = {}
-        self.groups: dict[tuple[str, frozenset[Any]], Group] = {}
-
-
-class _Tray:
-    """A resource, its scopes, and the points that wait to go."""
-
-    __slots__ = ("listed", "meta", "oldest", "present", "scopes", "streams", "urgent", "waiting")
-
-    def __init__(self, meta: ResourceMetrics) -> None:
-        self.meta = replace(meta, scope_metrics=())
-        self.listed = 0  # when an export last had it
-        self.present = 0  # how many of its streams that export had
-        self.scopes: dict[InstrumentationScope, _Scope] = {}
-        self.streams = 0
-        self.waiting: list[_Waiting] = []
-        self.oldest = 0
-        self.urgent = False
+    def __init__(self) -> None:
+        self.emit: list[tuple[Stream, str]] = []
+        self.hold: list[Stream] = []
 
 
 class DeltaGate(MetricExporter):
@@ -182,8 +116,8 @@ class DeltaGate(MetricExporter):
         self._max_streams = max_streams
         self._max_points = max_points
         self._observe = observe
-        self._trays: dict[Resource, _Tray] = {}
-        self._tray_by_identity: dict[int, _Tray] = {}
+        self._trays: dict[Resource, Tray] = {}
+        self._tray_by_identity: dict[int, Tray] = {}
         self._ended: dict[tuple[Any, ...], int] = {}  # the times of marks, oldest first
         self._lock = threading.Lock()
         self._forget = False
@@ -220,8 +154,8 @@ class DeltaGate(MetricExporter):
             now = max(self._clock(), self._last_export + 1)
             for tray in self._trays.values():
                 if not spare(tray.meta.resource):
-                    for scope, family, stream in list(_streams(tray)):
-                        self._end(tray, scope, family, stream, now)
+                    for stream in list(tray.streams()):
+                        self._end(stream, now)
             self._flush(timeout_millis, lambda _: True)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
@@ -241,59 +175,24 @@ class DeltaGate(MetricExporter):
         tray = self._tray(resource_metrics)
         if tray.listed != now:
             tray.listed, tray.present = now, 0
-        phases = min(_PHASES, 1 + tray.streams // _STREAMS_PER_PHASE)
+        verdicts = _Verdicts()
         for scope_metrics in resource_metrics.scope_metrics:
-            scope = tray.scopes.get(scope_metrics.scope)
-            if scope is None:
-                scope = tray.scopes[scope_metrics.scope] = _Scope(scope_metrics)
-            emitting: list[tuple[_Family, Stream, str]] = []
-            holding: list[tuple[_Family, Stream]] = []
+            scope = tray.scope(scope_metrics)
             for metric in scope_metrics.metrics:
-                self._judge_metric(tray, scope, metric, phases, emitting, holding, now)
-            self._settle(tray, scope, emitting, holding, now)
+                self._judge_metric(scope, metric, verdicts, now)
+            self._settle(verdicts, now)
             if not scope.families:
-                del tray.scopes[scope_metrics.scope]
+                tray.scopes.pop(scope_metrics.scope, None)
 
-    def _settle(
-        self,
-        tray: _Tray,
-        scope: _Scope,
-        emitting: list[tuple[_Family, Stream, str]],
-        holding: list[tuple[_Family, Stream]],
-        now: int,
-    ) -> None:
-        """Let out what must go and what is grouped with it, and hold the rest."""
-        follow = {id(stream.group) for _, stream, _ in emitting if stream.group is not None}
-        for family, stream, reason in emitting:
-            self._emit(tray, scope, family, stream, reason, now)
-        for family, stream in holding:
-            if follow and id(stream.group) in follow:
-                self._emit(tray, scope, family, stream, "group", now)
-            else:
-                stream.hold()
-                self.stats.suppressed += 1
-        emitting.clear()
-        holding.clear()
-
-    def _judge_metric(  # the inner loop: one call a metric, its two result lists shared by the scope
-        self,
-        tray: _Tray,
-        scope: _Scope,
-        metric: Metric,
-        phases: int,
-        emitting: list[tuple[_Family, Stream, str]],
-        holding: list[tuple[_Family, Stream]],
-        now: int,
-    ) -> None:
-        shape = _shape(metric)
+    def _judge_metric(self, scope: Scope, metric: Metric, verdicts: _Verdicts, now: int) -> None:
+        """Judge each point of a metric. This is the inner loop."""
+        shape = shape_of(metric)
         if shape is None:
-            self._pass_ungated(tray, scope, metric, now)
+            self._pass_ungated(scope, metric, now)
             return
-        family = scope.families.get((metric.name, shape))
-        if family is None:
-            family = scope.families[(metric.name, shape)] = _Family(metric, shape)
+        family, tray = scope.family(metric, shape), scope.tray
         for point in metric.data.data_points:
-            stream = family.find(point.attributes) or self._first_sight(tray, scope, family, point)
+            stream = family.find(point.attributes) or self._first_sight(family, point)
             if stream is None:
                 continue
             fresh = self._fresh(stream, point, now)
@@ -301,18 +200,32 @@ class DeltaGate(MetricExporter):
                 stream.listed = now
                 tray.present += 1
             elif fresh is not None:  # a second point of it in this export: settle the one before
-                self._settle(tray, scope, emitting, holding, now)
+                self._settle(verdicts, now)
             if fresh is None:
                 continue
             self.stats.seen += 1
             unsent = stream.take(fresh)
             if unsent is not None:
-                self._put(tray, scope, family, stream, unsent, "reset", now)
-            reason = stream.reason(self._window, self._histogram_interval) or self._heart(stream, fresh, phases)
+                self._put(family, stream, unsent, "reset", now)
+            reason = stream.reason(self._window, self._histogram_interval) or self._heart(stream, fresh, tray)
             if reason is None:
-                holding.append((family, stream))
+                verdicts.hold.append(stream)
             else:
-                emitting.append((family, stream, reason))
+                verdicts.emit.append((stream, reason))
+
+    def _settle(self, verdicts: _Verdicts, now: int) -> None:
+        """Let out what must go and what is grouped with it, and hold the rest."""
+        follow = {id(stream.group) for stream, _ in verdicts.emit if stream.group is not None}
+        for stream, reason in verdicts.emit:
+            self._emit(stream, reason, now)
+        for stream in verdicts.hold:
+            if follow and id(stream.group) in follow:
+                self._emit(stream, "group", now)
+            else:
+                stream.hold()
+                self.stats.suppressed += 1
+        verdicts.emit.clear()
+        verdicts.hold.clear()
 
     @staticmethod
     def _fresh(stream: Stream, point: DataPoint, now: int) -> DataPoint | None:
@@ -328,99 +241,79 @@ class DeltaGate(MetricExporter):
         stream.least = read + _LEAST_STEP
         return point
 
-    def _first_sight(self, tray: _Tray, scope: _Scope, family: _Family, point: DataPoint) -> Stream | None:
+    def _first_sight(self, family: Family, point: DataPoint) -> Stream | None:
+        name = family.meta.name
         if self.stats.streams >= self._max_streams:
             self.stats.refused += 1
-            if not family.streams:
-                scope.families.pop((family.meta.name, family.shape), None)
-            self._tell(
-                "full",
-                "gate is full: new streams are refused max_streams=%d first=%s",
-                self._max_streams,
-                family.meta.name,
-            )
+            family.scope.prune(family)
+            self._tell("full", "gate is full: new streams are refused max_streams=%d first=%s", self._max_streams, name)
             return None
-        attributes = point.attributes or {}
-        rule = self._policy.rule(family.meta.name, family.shape.replace("exponential", "histogram"), attributes)
-        phase = crc32((rule.group or family.meta.name).encode())
-        cumulative = family.shape not in {"gauge", "sum"}
-        stream = Stream(family.meta.name, point.attributes, rule, phase, cumulative=cumulative)
-        if rule.group:
-            shared = frozenset((k, v) for k, v in _key(attributes) if k not in rule.within)
-            key = rule.group, shared
-            stream.group = scope.groups.get(key) or scope.groups.setdefault(key, Group(key))
-            stream.group.size += 1
+        rule = self._policy.rule(name, family.shape.replace("exponential", "histogram"), point.attributes or {})
+        phase = crc32((rule.group or name).encode())
+        stream = Stream(name, point.attributes, rule, phase, cumulative=family.shape not in {"gauge", "sum"})
+        family.add(stream)
+        self.stats.streams += 1
         if self._ended:
-            ended = self._ended.pop(self._identity(tray, scope, family, stream), None)
+            ended = self._ended.pop(family.identity(stream), None)
             if ended is not None:
                 stream.least = ended + _LEAST_STEP
-        family.add(stream)
-        tray.streams += 1
-        self.stats.streams += 1
         return stream
 
-    def _heart(self, stream: Stream, point: DataPoint, phases: int) -> str | None:
+    def _heart(self, stream: Stream, point: DataPoint, tray: Tray) -> str | None:
         """Due at the heartbeat; or earlier, at the phase that the stream shares with others, so that they share a request."""
         heartbeat = self._heartbeat if stream.rule.heartbeat is None else int(stream.rule.heartbeat * SECOND)
         time = point.time_unix_nano
         age = time - stream.emitted.time_unix_nano  # type: ignore[union-attr] # reason() was None, so one was emitted
         if age >= heartbeat - stream.step // 2:
             return "heartbeat"
-        kind = stream.rule.kind
-        early = heartbeat // 2
-        if kind == "trend":
-            early = (
-                heartbeat * 4 // 5
-            )  # Prometheus extrapolates by the mean spacing: one short gap costs two more points
-        elif kind == "histogram":
-            early = max(early, self._histogram_interval)
-        if age >= early:
+        if age >= self._earliest(stream.rule.kind, heartbeat):
+            phases = min(_PHASES, 1 + tray.size // _STREAMS_PER_PHASE)
             offset = (stream.phase % phases) * heartbeat // phases
             if (time + offset) % heartbeat < heartbeat // 10:
                 return "heartbeat"
         return None
 
+    def _earliest(self, kind: str, heartbeat: int) -> int:
+        """Return the age from which a stream may beat early to share its phase."""
+        if kind == "trend":
+            # Prometheus extrapolates by the mean spacing: one short gap costs two more points.
+            return heartbeat * 4 // 5
+        return max(heartbeat // 2, self._histogram_interval) if kind == "histogram" else heartbeat // 2
+
+    # -- ending
+
     def _end_absent(self, now: int) -> None:
         for tray in list(self._trays.values()):
-            if tray.listed != now or tray.present < tray.streams:
-                for scope, family, stream in list(_streams(tray)):
-                    if stream.listed != now and (scope.meta.scope.name in self._complete or self._gone(stream, now)):
-                        self._end(tray, scope, family, stream, now)
-            if not tray.streams and not tray.waiting:
+            if tray.listed != now or tray.present < tray.size:
+                for stream in list(tray.streams()):
+                    if stream.listed != now and self._gone(stream, now):
+                        self._end(stream, now)
+            if not tray.size and not tray.waiting:
                 self._trays.pop(tray.meta.resource, None)
                 self._tray_by_identity = {k: t for k, t in self._tray_by_identity.items() if t is not tray}
 
     def _gone(self, stream: Stream, now: int) -> bool:
+        """Say whether a stream that this export did not list has ended."""
+        if stream.family.scope.meta.scope.name in self._complete:
+            return True
         limit = self._gone_after if self._gone_after is not None else max(2 * self._heartbeat, 3 * stream.step)
         return now - stream.listed > limit
 
-    def _end(self, tray: _Tray, scope: _Scope, family: _Family, stream: Stream, now: int) -> None:
-        point = stream.seen
+    def _end(self, stream: Stream, now: int) -> None:
+        """Let out a counter's last total and the mark, and forget the stream."""
+        point, family = stream.seen, stream.family
         if point is not None and stream.known:
             unsent = stream.unsent()
             if unsent is not None:
-                self._put(tray, scope, family, stream, unsent, "end", now)
+                self._put(family, stream, unsent, "end", now)
             ended = mark(point, max(now, stream.least))
             if not isinstance(ended, HistogramMark) or getattr(self._exporter, "flags_marks", False):
                 # A stock exporter would send a histogram's mark as an empty histogram, which reads as a reset.
-                self._put(tray, scope, family, stream, ended, "end", now, old=point)
+                self._put(family, stream, ended, "end", now, old=point)
             if not self._closed:
-                self._remember_end(self._identity(tray, scope, family, stream), ended.time_unix_nano)
-        if stream.group is not None:
-            stream.group.size -= 1
-            if not stream.group.size:
-                scope.groups.pop(stream.group.key, None)
+                self._remember_end(family.identity(stream), ended.time_unix_nano)
         family.remove(stream)
-        if not family.streams:
-            del scope.families[(family.meta.name, family.shape)]
-        if not scope.families:
-            del tray.scopes[scope.meta.scope]
-        tray.streams -= 1
         self.stats.streams -= 1
-
-    @staticmethod
-    def _identity(tray: _Tray, scope: _Scope, family: _Family, stream: Stream) -> tuple[Any, ...]:
-        return tray.meta.resource, scope.meta.scope, family.meta.name, family.shape, _key(stream.attributes)
 
     def _remember_end(self, identity: tuple[Any, ...], time: int) -> None:
         """A stream that returns must be later than its mark; few do."""
@@ -431,99 +324,96 @@ class DeltaGate(MetricExporter):
 
     def _forget_all(self) -> None:
         for tray in self._trays.values():
-            for _, _, stream in _streams(tray):
+            for stream in tray.streams():
                 stream.doubt("again")
 
     # -- emitting
 
-    def _emit(self, tray: _Tray, scope: _Scope, family: _Family, stream: Stream, reason: str, now: int) -> None:
-        point = stream.seen
+    def _emit(self, stream: Stream, reason: str, now: int) -> None:
+        point, old = stream.seen, stream.emitted
         assert point is not None  # judged just now
-        old = stream.emitted
         if reason == "bend":
             previous = stream.remember_previous(self._window)
             if previous is not None:
-                self._put(tray, scope, family, stream, previous, "previous", now)
+                self._put(stream.family, stream, previous, "previous", now)
         finished = stream.finished(point)
         stream.remember(self._window)
-        self._put(tray, scope, family, stream, finished, reason, now, old=old)
+        self._put(stream.family, stream, finished, reason, now, old=old)
         if reason in _URGENT or (stream.rule.urgent and reason != "heartbeat"):
-            tray.urgent = True
+            stream.family.scope.tray.urgent = True
 
-    def _put(  # noqa: PLR0913 # what goes into the tray, and where
+    def _put(
         self,
-        tray: _Tray,
-        scope: _Scope,
-        family: _Family,
+        family: Family,
         stream: Stream | None,
         point: DataPoint,
         reason: str,
         now: int,
         old: DataPoint | None = None,
     ) -> None:
+        """Lay a point into its tray, and tell the observer."""
+        tray = family.scope.tray
         if not tray.waiting:
             tray.oldest = now
         if reason == "end":
             tray.urgent = True
-        tray.waiting.append(_Waiting(scope, family, point, stream, reason == "end"))
+        tray.waiting.append(Waiting(family, point, stream, reason == "end"))
         self.stats.emitted[reason] += 1
         if self._observe is not None:
             new = None if reason == "end" and old is not None else point
-            meta = family.meta
-            try:
-                self._observe(
-                    Emission(
-                        point.time_unix_nano,
-                        meta.name,
-                        meta.unit or "",
-                        point.attributes,
-                        tray.meta.resource,
-                        old,
-                        new,
-                        reason,
-                    )
-                )
-            except Exception:
-                if "observer" not in self._told:
-                    self._told.add("observer")
-                    _logger.exception("the observer of emissions failed")
+            self._tell_observer(family, point, reason, old, new)
 
-    def _pass_ungated(self, tray: _Tray, scope: _Scope, metric: Metric, now: int) -> None:
+    def _tell_observer(
+        self, family: Family, point: DataPoint, reason: str, old: DataPoint | None, new: DataPoint | None
+    ) -> None:
+        meta, resource = family.meta, family.scope.tray.meta.resource
+        told = Emission(
+            point.time_unix_nano, meta.name, meta.unit or "", point.attributes, resource, old, new, reason, family.shape
+        )
+        try:
+            self._observe(told)  # type: ignore[misc] # only called where there is one
+        except Exception:
+            if "observer" not in self._told:
+                self._told.add("observer")
+                _logger.exception("the observer of emissions failed")
+
+    def _pass_ungated(self, scope: Scope, metric: Metric, now: int) -> None:
         self._tell(
             "delta", "delta temporality passes ungated metric=%s: ask for cumulative to have it gated", metric.name
         )
-        family = _Family(metric, "delta")
-        tray.urgent = True
+        family = Family(scope, metric, "delta")
+        scope.tray.urgent = True
         for point in metric.data.data_points:
             self.stats.seen += 1
-            self._put(tray, scope, family, None, point, "ungated", now)
+            self._put(family, None, point, "ungated", now)
 
-    def _flush(self, timeout_millis: float, due: Callable[[_Tray], bool]) -> MetricExportResult:
-        waiting: list[tuple[_Tray, _Waiting]] = []
+    def _flush(self, timeout_millis: float, due: Callable[[Tray], bool]) -> MetricExportResult:
+        waiting: list[Waiting] = []
         for tray in self._trays.values():
             if tray.waiting and due(tray):
-                waiting.extend((tray, item) for item in tray.waiting)
+                waiting += tray.waiting
                 tray.waiting = []
                 tray.urgent = False
         result = MetricExportResult.SUCCESS
         for begin in range(0, len(waiting), self._max_points):
             chunk = waiting[begin : begin + self._max_points]
-            if not self._send(_metrics_data(chunk), timeout_millis):
+            if not self._send(metrics_data(chunk), timeout_millis):
                 result = MetricExportResult.FAILURE
                 self._send_again(chunk)
         return result
 
-    def _send_again(self, chunk: list[tuple[_Tray, _Waiting]]) -> None:
+    def _send_again(self, chunk: list[Waiting]) -> None:
         """Take what failed as not sent. Marks wait for another try, unless the stream is back or has ended anew since."""
-        for (tray, item), (_, follower) in zip(chunk, [*chunk[1:], chunk[-1]], strict=True):
+        for item, follower in zip(chunk, [*chunk[1:], chunk[-1]], strict=True):
             if item.stream is None:
                 continue
             if not item.last:
                 item.stream.doubt("again")
                 continue
             end = item if is_mark(item.point) else follower  # a total goes with the mark behind it
-            ended = self._ended.get(self._identity(tray, item.scope, item.family, item.stream))
+            ended = self._ended.get(item.family.identity(item.stream))
             if end.stream is item.stream and end.point.time_unix_nano == ended:
+                tray = item.family.scope.tray
                 if not tray.waiting:
                     tray.oldest = self._last_export
                 tray.waiting.append(item)
@@ -535,7 +425,7 @@ class DeltaGate(MetricExporter):
             _logger.exception("the inner exporter failed")
             return False
 
-    def _tray(self, resource_metrics: ResourceMetrics) -> _Tray:
+    def _tray(self, resource_metrics: ResourceMetrics) -> Tray:
         """Find the tray of a resource, by identity first: hashing a Resource serialises it."""
         resource = resource_metrics.resource
         tray = self._tray_by_identity.get(id(resource))
@@ -543,7 +433,7 @@ class DeltaGate(MetricExporter):
             return tray
         tray = self._trays.get(resource)
         if tray is None:
-            tray = self._trays[resource] = _Tray(resource_metrics)
+            tray = self._trays[resource] = Tray(resource_metrics)
             self._tray_by_identity[id(resource)] = tray
         return tray
 
@@ -551,83 +441,3 @@ class DeltaGate(MetricExporter):
         if what not in self._told:
             self._told.add(what)
             _logger.warning(message, *values)
-
-
-def _streams(tray: _Tray) -> Iterator[tuple[_Scope, _Family, Stream]]:
-    for scope in tray.scopes.values():
-        for family in scope.families.values():
-            for stream in family.streams.values():
-                yield scope, family, stream
-
-
-def _shape(metric: Metric) -> str | None:
-    """Name the data type; None for what cannot be gated."""
-    data = metric.data
-    if isinstance(data, Gauge):
-        return "gauge"
-    if data.aggregation_temporality is not AggregationTemporality.CUMULATIVE:
-        return None
-    if isinstance(data, Sum):
-        return "monotonic" if data.is_monotonic else "sum"
-    return "histogram" if isinstance(data, Histogram) else "exponential"
-
-
-def _key(attributes: Any) -> frozenset[Any]:
-    """Return what makes an attribute set itself, whatever its order."""
-    if not attributes:
-        return frozenset()
-    try:
-        return frozenset(attributes.items())
-    except TypeError:  # a list, or a mapping
-        return frozenset((k, _hashable(v)) for k, v in attributes.items())
-
-
-def _hashable(value: Any) -> Any:
-    if isinstance(value, list):
-        value = tuple(value)
-    try:
-        hash(value)
-    except TypeError:
-        return repr(value)
-    return value
-
-
-def _metrics_data(chunk: list[tuple[_Tray, _Waiting]]) -> MetricsData:
-    """Build the request: one entry a resource, a scope and a metric, points in the order in which they were let out."""
-    tree: dict[
-        int,
-        tuple[_Tray, dict[InstrumentationScope, tuple[_Scope, dict[tuple[str, str], tuple[_Family, list[DataPoint]]]]]],
-    ] = {}
-    for tray, (scope, family, point, _, _) in chunk:
-        _, scopes = tree.setdefault(id(tray), (tray, {}))
-        _, families = scopes.setdefault(scope.meta.scope, (scope, {}))
-        families.setdefault((family.meta.name, family.shape), (family, []))[1].append(point)
-    return MetricsData(
-        [
-            ResourceMetrics(
-                tray.meta.resource,
-                [
-                    ScopeMetrics(
-                        scope.meta.scope,
-                        [_with_points(f.meta, points) for f, points in families.values()],
-                        scope.meta.schema_url,
-                    )
-                    for scope, families in scopes.values()
-                ],
-                tray.meta.schema_url,
-            )
-            for tray, scopes in tree.values()
-        ]
-    )
-
-
-def _with_points(meta: Metric, points: list[Any]) -> Metric:
-    data = meta.data
-    new: Gauge | Sum | Histogram | ExponentialHistogram
-    if isinstance(data, Gauge):
-        new = Gauge(points)
-    elif isinstance(data, Sum):
-        new = Sum(points, data.aggregation_temporality, data.is_monotonic)
-    else:
-        new = type(data)(points, data.aggregation_temporality)
-    return Metric(meta.name, meta.description, meta.unit, new)

@@ -15,6 +15,7 @@ from otelperf.gate.trend import Trend
 if TYPE_CHECKING:
     from otelperf.gate.marks import DataPoint
     from otelperf.gate.policy import Rule
+    from otelperf.gate.tree import Family
 
 SECOND = 1_000_000_000
 _EXEMPLARS = 20  # at most, carried from held points to the next emission
@@ -46,6 +47,7 @@ class Stream:
         "because",
         "cumulative",
         "emitted",
+        "family",
         "group",
         "known",
         "least",
@@ -66,6 +68,7 @@ class Stream:
         self.cumulative = cumulative
         self.known = False  # whether anything of it was ever let out
         self.because = "first"  # why there is nothing emitted to compare with
+        self.family: Family  # set when the family takes it in
         self.group: Group | None = None
         self.seen: DataPoint | None = None
         self.emitted: DataPoint | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from otelperf.readings import Attributes, Reading
@@ -13,6 +14,8 @@ TOKEN_TYPE = "gen_ai.token.type"  # noqa: S105 # an attribute's name
 REQUEST_STATE = "otelperf.request.state"
 WORKER_ID = "otelperf.worker.id"
 WORKER_STATE = "otelperf.worker.state"
+
+_EXACT = 2.0**53  # from here on a float no longer tells neighbours apart
 
 TOKENS = "otelperf.server.tokens"
 THROUGHPUT = "otelperf.server.token.throughput"
@@ -75,8 +78,13 @@ class Engine:
 
 
 def grown(before: Moment, now: Moment, series: str) -> float | None:
-    """Return a counter's increase between two scrapes; after a reset, what it counted since; None where it is missing."""
+    """Return a counter's increase between two scrapes; after a reset, what it counted since; None where there is no number."""
     new, old = now.values.get(series), before.values.get(series)
-    if new is None or old is None:
+    if new is None or old is None or not isfinite(new) or not isfinite(old):
         return None
     return new - old if new >= old else new
+
+
+def whole(value: float) -> float:
+    """Return *value* as an int where it is one and OTLP, whose whole numbers have 64 bits, can carry it."""
+    return int(value) if abs(value) < _EXACT and value.is_integer() else value

@@ -12,8 +12,15 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
-_LINE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)[ \t]*(?:\{(.*)\})?[ \t]*(\S+)(?:[ \t]+(-?\d+))?[ \t]*$")
-_LABEL = re.compile(r'[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"[ \t]*(,|$)')
+# Every repetition is possessive (*+ ++ ?+): the page comes from outside, and no line may cost the square of its length.
+_QUOTED = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_LINE = re.compile(
+    r"([a-zA-Z_:][a-zA-Z0-9_:]*+)[ \t]*+"  # name
+    rf'(?:\{{([^"}}]*+(?:{_QUOTED}[^"}}]*+)*+)\}}[ \t]*+)?'  # labels
+    r"([^\s#]\S*+)(?:[ \t]++-?[0-9][0-9.]*+)?+"  # value, and a time that is not used
+    r"(?:[ \t]++(?:#.*+)?+)?+"  # an exemplar of OpenMetrics
+)
+_LABEL = re.compile(rf"[ \t]*+([a-zA-Z_][a-zA-Z0-9_]*+)[ \t]*+=[ \t]*+({_QUOTED})[ \t]*+(?:,[ \t]*+|$)")
 _NAME_END = re.compile(r"[{ \t]")
 _ESCAPE = re.compile(r"\\(.)")
 _UNESCAPED = {"n": "\n", "\\": "\\", '"': '"'}
@@ -40,10 +47,11 @@ def parse(text: str, wanted: AbstractSet[str]) -> Page:
     samples: list[Sample] = []
     malformed, first = 0, ""
     for line in text.split("\n"):
+        line = line.strip()  # noqa: PLW2901 # blanks around a line mean nothing
         end = _NAME_END.search(line)
-        if end is None or line[: end.start()] not in wanted:
+        if (line[: end.start()] if end else line) not in wanted:
             continue
-        sample = _sample(line.rstrip("\r"))
+        sample = _sample(line)
         if sample is None:
             malformed += 1
             first = first or line[:120]
@@ -53,12 +61,13 @@ def parse(text: str, wanted: AbstractSet[str]) -> Page:
 
 
 def _sample(line: str) -> Sample | None:
-    match = _LINE.match(line)
+    match = _LINE.fullmatch(line)
     if match is None:
         return None
-    name, labels_text, value_text, _ = match.groups()
+    name, labels_text, value_text = match.groups()
     labels = _labels(labels_text or "")
-    if labels is None or "_" in value_text:  # float() takes 1_000, the format does not
+    # float() takes 1_000 and digits of other scripts, the format does not.
+    if labels is None or "_" in value_text or not value_text.isascii():
         return None
     try:
         return Sample(name, labels, float(value_text))
@@ -73,7 +82,7 @@ def _labels(text: str) -> dict[str, str] | None:
         match = _LABEL.match(text, position)
         if match is None:
             return None
-        value = match[2]
+        value = match[2][1:-1]
         labels[match[1]] = _ESCAPE.sub(lambda m: _UNESCAPED.get(m[1], m[0]), value) if "\\" in value else value
         position = match.end()
     return labels

@@ -24,6 +24,7 @@ from otelperf.sources.engines.engine import (
     Moment,
     Take,
     grown,
+    whole,
 )
 
 _PROMPT = "llamacpp:prompt_tokens_total"
@@ -34,6 +35,8 @@ _BUSY = "llamacpp:n_busy_slots_per_decode"
 _INPUT: Attributes = {TOKEN_TYPE: "input"}
 _OUTPUT: Attributes = {TOKEN_TYPE: "output"}
 _WORKERS = 256  # slots told apart at most
+_LARGEST = 2**53  # no count of slots or tokens is near it
+_LONGEST_NAME = 200  # characters of a model's name: whoever starts the server chooses it
 _SECOND = 1e9
 
 
@@ -46,7 +49,8 @@ def facts(props: Any) -> Facts:
     if isinstance(settings, dict) and _is_number(settings.get("n_ctx")):
         numbers["context"] = settings["n_ctx"]
     model = props.get("model_alias") or props.get("model_path")
-    return Facts(model=str(model).rsplit("/", 1)[-1] if model else None, numbers=numbers)
+    name = model.rsplit("/", 1)[-1][:_LONGEST_NAME] if isinstance(model, str) else ""
+    return Facts(model=name or None, numbers=numbers)
 
 
 def slots(page: Any, known: Facts) -> list[Reading]:
@@ -54,13 +58,17 @@ def slots(page: Any, known: Facts) -> list[Reading]:
     readings: list[Reading] = []
     fills: list[float] = []
     for slot in page[:_WORKERS]:
-        active = slot["is_processing"]
+        number, active = slot["id"], slot["is_processing"]
+        if not _is_number(number) or not isinstance(active, bool):
+            raise TypeError(f"slot {number!r:.40} with is_processing {active!r:.40}")
         readings += [
-            Reading("otelperf.worker.state", int(active == (state == "active")), _worker(slot["id"], state))
+            Reading("otelperf.worker.state", int(active == (state == "active")), _worker(number, state))
             for state in ("active", "idle")
         ]
         tokens, context = slot.get("n_prompt_tokens"), slot.get("n_ctx")
-        if _is_number(tokens) and _is_number(context) and context > 0:
+        if not active:
+            fills.append(0.0)  # what an idle slot holds is cache, and makes room for the next request
+        elif _is_number(tokens) and _is_number(context) and context > 0:
             fills.append(tokens / context)
     if fills:
         readings.append(Reading("otelperf.server.context.utilization", max(fills)))
@@ -96,8 +104,8 @@ def _cache(now: Moment) -> list[Reading]:
     if processed is None or cached is None:
         return []
     return [
-        Reading("otelperf.server.prefix_cache.queries", _whole(processed + cached)),
-        Reading("otelperf.server.prefix_cache.hits", _whole(cached)),
+        Reading("otelperf.server.prefix_cache.queries", whole(processed + cached)),
+        Reading("otelperf.server.prefix_cache.hits", whole(cached)),
     ]
 
 
@@ -120,11 +128,7 @@ def _worker(slot: int, state: str) -> Attributes:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _whole(value: float) -> float:
-    return int(value) if value.is_integer() else value
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST  # so no NaN either
 
 
 LLAMACPP = Engine(
@@ -143,6 +147,7 @@ LLAMACPP = Engine(
     ),
     also=(_CACHED, _DECODES, _BUSY),
     off={
+        401: "it asks for an API key, which otelperf does not send",
         404: "start llama-server with --metrics (a router also wants ?model=)",
         501: "start llama-server with --metrics",
     },

@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from otelperf.connection import Answer, Connection, HttpError, Unreachable
+from otelperf.connection import Answer, Connection, HttpError, Unreachable, without_login
 from otelperf.errors import SourceFailed, SourceFlawed
-from otelperf.readings import Attributes, Reading
-from otelperf.sources.engines.engine import MODEL, WORKER_STATE, Engine, Facts, Moment
+from otelperf.readings import Attribute, Attributes, Reading
+from otelperf.sources.engines.engine import MODEL, WORKER_STATE, Engine, Facts, Moment, whole
 from otelperf.sources.engines.exposition import Sample, parse
 
 _FACTS_EVERY = 60_000_000_000  # ns; a model can be swapped by a restart that no scrape saw
@@ -25,12 +25,13 @@ class Server:
     blocking = True
 
     def __init__(self, url: str, engine: Engine, *, timeout: float = 2.0, max_page: int = 4 * 2**20) -> None:
-        self.name = self.entity = f"{engine.name} {url}"
+        self.url, login = without_login(url)
+        self.name = self.entity = f"{engine.name} {self.url}"
         self.engine = engine
-        self.url = url
+        self._headers = {**_HEADERS, **login}
         self.up = False
         self._broken = False
-        self._connection = Connection(url)
+        self._connection = Connection(self.url)
         self._base = self._connection.path.rstrip("/")
         self._timeout = timeout
         self._max_page = max_page
@@ -56,55 +57,67 @@ class Server:
         except Unreachable as error:
             self._down(str(error))
         except HttpError as error:
-            self._facts_time = 0
+            self._facts_time = 0  # it may be about to be replaced
             raise SourceFailed(str(error), [Reading(_UP, 0)]) from error
         if answer.status == _UNAVAILABLE:
             self._down(f"{self.url} is not ready: HTTP 503 {_start(answer)}")
         troubles: list[str] = []
         self._broken = False
-        readings = self._metrics(answer, now, troubles)
+        samples = self._samples(answer, troubles)
+        moment = Moment(now, {sample.name: sample.value for sample in samples if not sample.labels})
+        if self._restarted(moment):
+            self._facts_time = 0
+        self._learn(now, troubles)
+        readings = self._metrics(samples, moment)
         for page in self.engine.pages:
             readings += self._json_readings(
                 page.path, lambda content, read=page.readings: read(content, self._facts), troubles
             )
         if not readings:
-            self._down("; ".join(troubles))
+            self._down("; ".join(troubles) or f"{self.url} tells nothing that {self.engine.name} would")
         self.up = True
-        readings = [Reading(_UP, 1), *(self._with_model(reading) for reading in readings)]
+        readings = [Reading(_UP, 1), *(self._with_model(reading) for reading in _distinct(readings, troubles))]
         if troubles:
             # What a page that did not come said before may still be true; what an odd page no longer says is not.
             raise (SourceFailed if self._broken else SourceFlawed)("; ".join(troubles), readings)
         return readings
 
     def _down(self, message: str) -> NoReturn:
-        self._before, self._facts_time = None, 0
+        self._before, self._facts, self._facts_time = None, Facts(), 0  # its successor may be another
         raise SourceFlawed(message, [Reading(_UP, 0)])
 
     def _get(self, path: str) -> Answer:
         answer = self._connection.request(
-            "GET", self._base + path, headers=_HEADERS, timeout=self._timeout, limit=self._max_page
+            "GET", self._base + path, headers=self._headers, timeout=self._timeout, limit=self._max_page
         )
-        if answer.headers.get("content-encoding", "identity") != "identity":
+        if answer.headers.get("content-encoding", "identity").lower() != "identity":
             msg = f"{self.url}{path} answered compressed though asked not to; not unpacked"
             raise HttpError(msg)
         return answer
 
-    def _metrics(self, answer: Answer, now: int, troubles: list[str]) -> list[Reading]:
+    def _samples(self, answer: Answer, troubles: list[str]) -> list[Sample]:
+        where = f"{self.url}{self.engine.metrics_path}"
         if answer.status != _OK:
-            cure = self.engine.off.get(answer.status, "is it the metrics page?")
-            troubles.append(f"{self.url}{self.engine.metrics_path} answered HTTP {answer.status}: {cure}")
+            troubles.append(
+                f"{where} answered HTTP {answer.status}: {self.engine.off.get(answer.status, 'is it the page?')}"
+            )
             return []
         page = parse(answer.body.decode("utf-8", "replace"), self._wanted)
         if page.malformed:
             troubles.append(f"{page.malformed} malformed lines, the first: {page.first_malformed!r}")
         if not page.samples:
-            troubles.append(
-                f"{self.url}{self.engine.metrics_path} has no series of {self.engine.name}; it begins {_start(answer)!r}"
-            )
+            troubles.append(f"{where} has no series of {self.engine.name}; it begins {_start(answer)!r}")
+        return page.samples
+
+    def _restarted(self, now: Moment) -> bool:
+        """Say whether a counter fell: the server came back between two scrapes, perhaps with another model."""
+        before = self._before.values if self._before else {}
+        return any(now.values.get(name, old) < old for name, old in before.items() if name.endswith("_total"))
+
+    def _metrics(self, samples: list[Sample], moment: Moment) -> list[Reading]:
+        if not samples:
             return []
-        self._learn(now, troubles)
-        moment = Moment(now, {sample.name: sample.value for sample in page.samples if not sample.labels})
-        readings = [*self._taken(page.samples), *self.engine.derive(self._before, moment, self._facts)]
+        readings = [*self._taken(samples), *self.engine.derive(self._before, moment, self._facts)]
         self._before = moment
         return readings
 
@@ -146,8 +159,7 @@ class Server:
                 attributes = self._attributes_of(
                     take.attributes, {new: sample.labels.get(old, "") for old, new in take.labels.items()}
                 )
-                value = int(sample.value) if sample.value.is_integer() else sample.value
-                readings.append(Reading(take.metric, value, attributes))
+                readings.append(Reading(take.metric, whole(sample.value), attributes))
         return readings
 
     def _with_model(self, reading: Reading) -> Reading:
@@ -168,6 +180,16 @@ class Server:
                 self._attributes.clear()
             found = self._attributes[key] = {**fixed, **more}
         return found
+
+
+def _distinct(readings: list[Reading], troubles: list[str]) -> list[Reading]:
+    """Keep the first reading of each stream: a stream twice in one request, and Prometheus refuses all of it."""
+    kept: dict[tuple[str, frozenset[tuple[str, Attribute]]], Reading] = {}
+    for reading in readings:
+        kept.setdefault((reading.name, frozenset(reading.attributes.items())), reading)
+    if len(kept) < len(readings):
+        troubles.append(f"{len(readings) - len(kept)} series that are not told apart: the first of each is kept")
+    return list(kept.values())
 
 
 def _start(answer: Answer) -> str:
