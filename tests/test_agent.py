@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_the_first_tick_lets_everything_out_and_a_still_machine_nothing_more(clo
     first = len(emissions)
     clock.pass_seconds(1)
     agent.tick()
-    host = [e for e in emissions[first:] if e.name.startswith("system.") and e.reason not in {"first"}]
+    host = [e for e in emissions[first:] if e.name.startswith("system.") and e.reason != "first"]
     assert host == []
     agent.close()
 
@@ -70,7 +71,7 @@ def test_every_stream_is_heard_of_within_a_heartbeat(clock: ManualClock) -> None
     for emission in emissions:
         times.setdefault((emission.name, str(emission.attributes)), []).append(emission.time)
     gaps = {
-        stream: max(b - a for a, b in zip(all_times, all_times[1:], strict=False)) / SECOND
+        stream: max(b - a for a, b in pairwise(all_times)) / SECOND
         for stream, all_times in times.items()
         if len(all_times) > 1
     }
@@ -142,7 +143,7 @@ class _Llama(BaseHTTPRequestHandler):
 @pytest.fixture
 def llama() -> Iterator[HTTPServer]:
     with HTTPServer(("127.0.0.1", 0), _Llama) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         yield server
         server.shutdown()

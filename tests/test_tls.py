@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 # the base class's name
+    def log_message(self, format: str, *args: object) -> None:  # the base class's name
         pass
 
 

@@ -64,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 # the base class's name
+    def log_message(self, format: str, *args: object) -> None:  # the base class's name
         pass
 
 
@@ -132,7 +132,7 @@ class LlamaHandler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 # the base class's name
+    def log_message(self, format: str, *args: object) -> None:  # the base class's name
         pass
 
 
