@@ -24,7 +24,7 @@ parts: $(VENV)/.dev  ## Build the real parts (cached in OTELPERF_PARTS)
 stack: parts  ## Collector, Prometheus, Alertmanager, llama-server under load, and the agent, on loopback
 	$(BIN)/python -m stack
 
-bench: parts  ## Print the figures that the documentation quotes
+bench: $(VENV)/.dev  ## Print the figures that the documentation quotes
 	$(BIN)/python -m benchmarks.footprint
 
 docs: $(VENV)/.dev  ## Write the generated tables in docs/

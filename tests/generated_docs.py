@@ -41,7 +41,7 @@ def sent_when(metric: catalog.Metric) -> str:
         "" if metric.unit == "1" else f" {metric.unit.strip('{}').replace('{', '').replace('}', '')}",
     )
     if rule.kind == "heartbeat":
-        return "heartbeat only"
+        return f"heartbeat only, {rule.heartbeat:g} s" if rule.heartbeat else "heartbeat only"
     if rule.kind == "state":
         return "every change, at once"
     if rule.kind == "trend":

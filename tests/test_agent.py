@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from opentelemetry.sdk.metrics.export import NumberDataPoint
 
-from otelperf import config
+from otelperf import catalog, config
 from otelperf.agent import Agent
 from otelperf.gate.metrics import Emission
 
@@ -66,7 +66,7 @@ def test_the_first_tick_lets_everything_out_and_a_still_machine_nothing_more(clo
 
 def test_every_stream_is_heard_of_within_a_heartbeat(clock: ManualClock) -> None:
     agent, emissions = make_agent(clock, **{"host.root_path": str(PROC)})
-    run(agent, clock, 180)
+    run(agent, clock, 240)
     times: dict[tuple[str, str], list[int]] = {}
     for emission in emissions:
         times.setdefault((emission.name, str(emission.attributes)), []).append(emission.time)
@@ -76,7 +76,10 @@ def test_every_stream_is_heard_of_within_a_heartbeat(clock: ManualClock) -> None
         if len(all_times) > 1
     }
     # Sources of 5 s are heard at their last reading within half their interval of the heartbeat.
-    assert {stream: gap for stream, gap in gaps.items() if gap > 52.5} == {}
+    late = {
+        stream: gap for stream, gap in gaps.items() if gap > (catalog.BY_NAME[stream[0]].rule.heartbeat or 50) + 2.5
+    }
+    assert late == {}
     agent.close()
 
 

@@ -87,6 +87,11 @@ def test_the_resident_process_loads_nothing_heavy() -> None:
     assert loaded & heavy == set()
 
 
+def test_the_agent_command_leaves_openssl_out_unless_https_is_spoken() -> None:
+    code = "import otelperf.cli as cli; cli._leave_openssl_out(); import otelperf.agent, http.server"
+    assert {"ssl", "_ssl", "_hashlib"} & loaded_by(code) == set()
+
+
 def test_the_gate_alone_loads_nothing_of_ours() -> None:
     loaded = loaded_by("import otelperf.gate.metrics")
     ours = {name for name in loaded if name.startswith("otelperf.") and not name.startswith("otelperf.gate")}

@@ -39,6 +39,8 @@ def _state(**more: object) -> Rule:
 
 
 _HEARTBEAT = Rule(kind="heartbeat")
+# The ceiling, for what the agent says of itself: nobody takes a rate of it, and it must not cost what it saves.
+_SELDOM = 110.0
 
 
 def _full(warning: float, critical: float) -> tuple[Threshold, Threshold]:
@@ -60,7 +62,7 @@ HOST = (
         "gauge",
         "1",
         "Share of all CPUs' time spent in each mode since the last reading.",
-        _hold(0.1, group="system.cpu.utilization", within=("cpu.mode",)),
+        _hold(0.1),
         "semconv",
     ),
     Metric("system.cpu.logical.count", "updown", "{cpu}", "Logical CPUs online.", _state(), "semconv"),
@@ -102,7 +104,7 @@ HOST = (
         "gauge",
         "1",
         "Memory by state as a share of the limit.",
-        _hold(0.01, group="system.memory", within=("system.memory.state",)),
+        _hold(0.01),
         "semconv",
     ),
     Metric(
@@ -118,7 +120,7 @@ HOST = (
         "updown",
         "By",
         "Swap by state.",
-        _hold(64 * 2**20, group="system.paging", within=("system.paging.state",)),
+        _hold(64 * 2**20),
         "semconv",
     ),
     Metric(
@@ -126,7 +128,7 @@ HOST = (
         "gauge",
         "1",
         "Swap by state as a share of all swap.",
-        _hold(0.02, group="system.paging", within=("system.paging.state",)),
+        _hold(0.02),
         "semconv",
     ),
     Metric("system.paging.faults", "counter", "{fault}", "Page faults by type.", _trend(0.2, delta=2000), "semconv"),
@@ -188,7 +190,7 @@ HOST = (
         "gauge",
         "1",
         "Share of the space that users can have which is used, as df prints it.",
-        _hold(0.005, thresholds=_full(0.85, 0.95), group="system.filesystem"),
+        _hold(0.005, thresholds=_full(0.85, 0.95)),
         "semconv",
     ),
     Metric(
@@ -306,7 +308,7 @@ SERVER = (
         "gauge",
         "1",
         "Batch size as a share of its limit.",
-        _hold(0.1, group="otelperf.server.batch"),
+        _hold(0.1),
     ),
     Metric(
         "otelperf.server.context.utilization",
@@ -364,7 +366,13 @@ AGENT = (
     Metric("otelperf.gate.points", "counter", "{point}", "Points emitted, by reason.", _trend(0.2, delta=60)),
     Metric("otelperf.gate.seen", "counter", "{point}", "Points that reached the gate.", _trend(0.2, delta=60)),
     Metric("otelperf.gate.suppressed", "counter", "{point}", "Points held back.", _trend(0.2, delta=60)),
-    Metric("otelperf.gate.streams", "updown", "{stream}", "Streams that the gate remembers.", _hold(5, relative=0.1)),
+    Metric(
+        "otelperf.gate.streams",
+        "updown",
+        "{stream}",
+        "Streams that the gate remembers.",
+        _hold(5, relative=0.1, heartbeat=_SELDOM),
+    ),
     Metric(
         "otelperf.gate.refused",
         "counter",
@@ -380,9 +388,21 @@ AGENT = (
         "Points delivered or dropped, by outcome.",
         _trend(0.3, delta=100),
     ),
-    Metric("otelperf.export.queue.size", "updown", "By", "Bytes waiting to be sent.", _hold(64 * 2**10, relative=0.5)),
-    Metric("otelperf.export.queue.limit", "updown", "By", "Most bytes that may wait.", _hold()),
-    Metric("otelperf.tick.duration", "gauge", "s", "How long the last tick took.", _hold(0.01, relative=1.0)),
+    Metric(
+        "otelperf.export.queue.size",
+        "updown",
+        "By",
+        "Bytes waiting to be sent.",
+        _hold(64 * 2**10, relative=0.5, heartbeat=_SELDOM),
+    ),
+    Metric("otelperf.export.queue.limit", "updown", "By", "Most bytes that may wait.", _hold(heartbeat=_SELDOM)),
+    Metric(
+        "otelperf.tick.duration",
+        "gauge",
+        "s",
+        "How long the last tick took.",
+        _hold(0.01, relative=1.0, heartbeat=_SELDOM),
+    ),
     Metric(
         "otelperf.tick.missed",
         "counter",
@@ -390,11 +410,27 @@ AGENT = (
         "Ticks left out because one took longer than its interval.",
         _hold(),
     ),
-    Metric("otelperf.source.success", "updown", "1", "1 if the source's last read succeeded, else 0.", _state()),
     Metric(
-        "otelperf.source.duration", "gauge", "s", "How long the source's last read took.", _hold(0.01, relative=2.0)
+        "otelperf.source.success",
+        "updown",
+        "1",
+        "1 if the source's last read succeeded, else 0.",
+        _state(heartbeat=_SELDOM),
     ),
-    Metric("otelperf.source.last_success", "gauge", "s", "Unix time of the source's last good read.", _HEARTBEAT),
+    Metric(
+        "otelperf.source.duration",
+        "gauge",
+        "s",
+        "How long the source's last read took.",
+        _hold(0.01, relative=2.0, heartbeat=_SELDOM),
+    ),
+    Metric(
+        "otelperf.source.last_success",
+        "gauge",
+        "s",
+        "Unix time of the source's last good read.",
+        Rule(kind="heartbeat", heartbeat=_SELDOM),
+    ),
 )
 
 METRICS: tuple[Metric, ...] = HOST + PROCESS + SERVER + AGENT

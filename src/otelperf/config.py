@@ -368,6 +368,12 @@ class Settings:
     doctor: Doctor = Doctor()
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def needs_tls(self) -> bool:
+        """Whether HTTPS is spoken to anyone (gRPC brings TLS of its own)."""
+        urls = [*self.server.url, *([self.export.endpoint] if self.export.protocol != "grpc" else [])]
+        return any(url.lower().startswith("https:") for url in urls)
+
     def origin(self, key: str) -> str:
         """Say where the value of *key* came from: a flag, a variable, a file and its line, a profile, ``default``."""
         return self.origins.get(key, "default")

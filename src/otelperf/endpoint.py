@@ -40,7 +40,7 @@ class Endpoint(ThreadingMixIn, HTTPServer):
         self._places = threading.BoundedSemaphore(_AT_ONCE)
         self.silent: dict[socket.socket, None] = {}  # clients that have not sent a request yet, oldest first
         self.pages = pages
-        self._started = False
+        self._started = self._stopping = False
         if ":" in host:
             self.address_family = socket.AF_INET6
         try:
@@ -63,12 +63,22 @@ class Endpoint(ThreadingMixIn, HTTPServer):
     def start(self) -> None:
         """Serve until shutdown() is called."""
         self._started = True
-        threading.Thread(target=self.serve_forever, name="otelperf-endpoint", daemon=True).start()
+        threading.Thread(target=self._serve, name="otelperf-endpoint", daemon=True).start()
+
+    def _serve(self) -> None:
+        """Wait for one connection after another. serve_forever() would look twice a second: an eighth of the agent's CPU."""
+        while not self._stopping:
+            self.handle_request()
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return not self._stopping
 
     def shutdown(self) -> None:
         """Stop, and free the port."""
+        self._stopping = True
         if self._started:
-            super().shutdown()
+            with suppress(OSError):  # a connection wakes the loop
+                socket.create_connection(self.server_address[:2], timeout=1.0).close()  # type: ignore[arg-type] # host, port
         self.server_close()
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -24,6 +24,15 @@ _ONE_PROCESS = ("service.name", "service.instance.id", "service.version", "k8s.c
 _POD_NAMESPACE = "var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
 
+def _uuid5(name: str) -> str:
+    """Return uuid.uuid5 by CPython's own SHA-1: hashlib would load OpenSSL, 3 MiB for one hash (``random`` does the same)."""
+    try:
+        from _sha1 import sha1  # type: ignore[import-not-found] # CPython has it, the type stubs do not
+    except ImportError:
+        return str(uuid.uuid5(_NAMESPACE, name))
+    return str(uuid.UUID(bytes=sha1(_NAMESPACE.bytes + name.encode()).digest()[:16], version=5))
+
+
 def resources(
     settings: Settings, version: str, servers: tuple[Server, ...], environ: Mapping[str, str]
 ) -> dict[str, Resource]:
@@ -38,7 +47,7 @@ def resources(
     container = (settings.k8s.container_name if pod else None) or user.get("k8s.container.name") or ""
 
     def instance(whose: str, source: str) -> dict[str, str]:
-        return {"service.instance.id": str(uuid.uuid5(_NAMESPACE, f"{where}/{whose}/{source}"))}
+        return {"service.instance.id": _uuid5(f"{where}/{whose}/{source}")}
 
     agent = {
         **here,
@@ -75,7 +84,7 @@ def _where(host: Mapping[str, Any], pod: Mapping[str, str]) -> str:
 def _node_instance(host: Mapping[str, Any]) -> dict[str, str]:
     """The host is the same whichever pod looks at it."""
     where = host.get("host.id", host["host.name"])
-    return {"service.instance.id": str(uuid.uuid5(_NAMESPACE, f"{where}//host"))}
+    return {"service.instance.id": _uuid5(f"{where}//host")}
 
 
 def _host(root: str) -> dict[str, Any]:
