@@ -13,9 +13,11 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 from stack import parts, processes
 
@@ -33,16 +35,19 @@ def main() -> int:
     if parts.main(STARTED) != 0:
         return 1
     done = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: done.set())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM as Ctrl-C
     with tempfile.TemporaryDirectory(prefix="otelperf-stack-") as scratch, ExitStack() as started:
         try:
             running = _start(started, options.folder or Path(scratch), remote_write=options.remote_write, done=done)
+            _print_table(running)
+            _watch(running)
         except processes.ProcessError as error:
             print(error, file=sys.stderr)
             return 1
-        _print_table(running)
-        return _watch(running, done)
+        except KeyboardInterrupt:
+            print("stopping…", flush=True)
+            done.set()
+    return 0
 
 
 def _options() -> argparse.Namespace:
@@ -113,14 +118,13 @@ def _print_table(running: list[processes.Process]) -> None:
     print("Ctrl-C stops all.", flush=True)
 
 
-def _watch(running: list[processes.Process], done: threading.Event) -> int:
-    """Wait until asked to end; name each program that ends by itself, once."""
+def _watch(running: list[processes.Process]) -> NoReturn:
+    """Name each program that ends by itself, once, until Ctrl-C."""
     alive = {process.name: process for process in running}
-    while not done.wait(WATCH_SECONDS):
+    while True:
+        time.sleep(WATCH_SECONDS)
         for name in [name for name, process in alive.items() if not process.running]:
             print(f"{name} has ended; the end of its log:\n{alive.pop(name).log_tail()}", file=sys.stderr)
-    print("stopping…", flush=True)
-    return 0
 
 
 if __name__ == "__main__":

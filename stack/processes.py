@@ -117,11 +117,6 @@ class Process:
             self._kill_group(self._child)
         self._forget()
 
-    def restart(self) -> Self:
-        """Stop the program and start it again on the same ports and data."""
-        self.stop()
-        return self.start()
-
     def log_tail(self) -> str:
         """Return the last lines of the log."""
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
@@ -301,12 +296,6 @@ def query(prometheus_url: str, promql: str, time: float | None = None) -> list[d
     """Return the series of an instant query, now or at *time* (Unix seconds)."""
     parameters = {"query": promql} | ({} if time is None else {"time": repr(time)})
     return _api(prometheus_url, "query", parameters)
-
-
-def query_range(prometheus_url: str, promql: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
-    """Return the series of a range query; times are Unix seconds."""
-    parameters = {"query": promql, "start": repr(start), "end": repr(end), "step": repr(step)}
-    return _api(prometheus_url, "query_range", parameters)
 
 
 def series_samples(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,7 +14,9 @@ import pytest
 from opentelemetry.sdk.metrics.export import NumberDataPoint
 
 from otelperf import catalog, config
-from otelperf.agent import Agent
+from otelperf.agent import Agent, Stop
+from otelperf.connection import Answer
+from otelperf.gate.clock import Clock
 from otelperf.gate.metrics import Emission
 
 SECOND = 1_000_000_000
@@ -187,3 +190,53 @@ def test_a_stuck_tick_is_unhealthy_and_an_absent_collector_is_not(clock: ManualC
     agent._last_tick -= 1000
     assert agent._healthz()[0] == 503
     agent.close()
+
+
+def test_a_server_that_is_being_read_is_still_up(clock: ManualClock, llama: HTTPServer) -> None:
+    agent, _ = make_agent(clock, mode="sidecar", **{"server.url": f"http://127.0.0.1:{llama.server_port}"})
+    agent.tick()
+    (server,) = agent.servers
+    seen: list[bool] = []
+    fetch = server._get
+
+    def look_and_fetch(path: str) -> Answer:
+        seen.append(server.up)
+        return fetch(path)
+
+    server._get = look_and_fetch  # type: ignore[method-assign] # a look in between
+    run(agent, clock, 6)
+    assert seen
+    assert all(seen)
+    agent.close()
+
+
+def test_a_clock_set_back_far_is_followed() -> None:
+    wall, monotonic = [1_800_000_000 * SECOND], [0]
+    agent, emissions = make_agent(Clock(lambda: wall[0], lambda: monotonic[0]), **{"host.root_path": str(PROC)})  # type: ignore[arg-type] # as the agent's own
+
+    agent._sampler._steady = lambda: monotonic[0]
+
+    def pass_second() -> None:
+        agent.tick()
+        wall[0] += SECOND
+        monotonic[0] += SECOND
+
+    pass_second()
+    wall[0] -= 7200 * SECOND
+    for _ in range(3):
+        pass_second()
+    limit = [e for e in emissions if e.name == "system.memory.limit"]
+    assert [(e.reason, e.time // SECOND) for e in limit] == [("first", 1_800_000_000), ("again", 1_800_000_000 - 7198)]
+    agent.close()
+
+
+def test_a_stop_is_waited_for_and_may_be_set_in_a_signal_handler() -> None:
+    stop = Stop()
+    assert not stop.wait(0)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGTERM, stop.on_signal)
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.wait(0)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    signal.signal(signal.SIGTERM, before[0])
+    signal.signal(signal.SIGINT, before[1])

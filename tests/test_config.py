@@ -491,3 +491,17 @@ def test_the_secret_is_not_told_in_a_fault() -> None:
 
 if __name__ == "__main__":
     DOC.write_text(with_table(DOC.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("value", "level"), [("WARN", "warning"), ("trace", "debug"), ("off", "error"), ("info", "info")]
+)
+def test_the_specifications_log_levels_are_understood(value: str, level: str) -> None:
+    assert load({}, {"OTEL_LOG_LEVEL": value}, None).log.level == level
+
+
+@pytest.mark.parametrize(
+    ("value", "exporter"), [("otlp,console", "otlp"), ("prometheus, console", "console"), ("none", "none")]
+)
+def test_of_a_list_of_exporters_the_first_known_one_is_taken(value: str, exporter: str) -> None:
+    assert load({}, {"OTEL_METRICS_EXPORTER": value}, None).metrics.exporter == exporter

@@ -165,10 +165,11 @@ def test_what_is_being_sent_is_never_dropped() -> None:
     assert sender.stats.requests == {"delivered": 2, "refused": 0, "dropped": 2}
 
 
-def test_a_request_larger_than_the_queue_is_refused_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_larger_than_the_queue_is_dropped_counted_and_told(caplog: pytest.LogCaptureFixture) -> None:
     sender = Hurried(Scripted(), limit=10)
     assert sender.put(b"a" * 10, 1)
-    assert not sender.put(b"b" * 11, 1)
+    assert sender.put(b"b" * 11, 3)
+    assert (sender.stats.requests["dropped"], sender.stats.points["dropped"]) == (1, 3)
     assert caplog.messages == ["request larger than the queue bytes=11 queue_limit=10"]
     assert sender.stats.queue_bytes == 10
 
@@ -198,6 +199,18 @@ def test_every_point_is_accounted_for(puts: list[tuple[int, int, bool]], verdict
     assert sender.stats.queue_bytes == 0
     assert sum(sender.stats.points.values()) == taken
     assert settled(sender.stats) == len(puts)
+
+
+def test_a_request_that_is_never_taken_goes_after_an_hour() -> None:
+    clock = Clock()
+    transport = Scripted(*[BUSY] * 3, DELIVERED)
+    sender = Hurried(transport, clock=clock)
+    sender.put(b"old", 2)
+    clock.now += 3601
+    sender.put(b"new", 1)
+    sender.start()
+    assert sender.close(5)
+    assert (sender.stats.points["dropped"], sender.stats.points["delivered"]) == (2, 1)
 
 
 # Retries
@@ -425,7 +438,7 @@ def test_success_means_queued_and_points_are_counted() -> None:
 
 
 def test_failure_means_the_queue_did_not_take_it() -> None:
-    sender = Hurried(Scripted(), limit=10)
+    sender = run(Scripted(), b"a")
     assert QueueExporter(sender).export(data(1.5)) is MetricExportResult.FAILURE
 
 

@@ -23,7 +23,7 @@ from otelperf import config
 from otelperf.agent import make_transport
 from otelperf.errors import ConfigError
 from otelperf.export import Sender, Verdict
-from otelperf.otlp_grpc import GrpcTransport
+from otelperf.otlp_grpc import GrpcTransport, from_settings
 
 METHOD = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
 RETRIED = {"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"}
@@ -263,3 +263,11 @@ def test_without_grpcio_the_message_says_what_to_install() -> None:
         "otelperf: OTLP over gRPC needs grpcio: pip install 'otelperf[grpc]', "
         "or use OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf\n"
     )
+
+
+def test_a_password_in_the_endpoint_is_sent_and_never_shown() -> None:
+    settings = config.load({"export.protocol": "grpc", "export.endpoint": "http://user:secret@127.0.0.1:1"}, {}, None)
+    transport = from_settings(settings.export)
+    assert transport.endpoint == "http://127.0.0.1:1"
+    assert ("authorization", "Basic dXNlcjpzZWNyZXQ=") in transport._metadata
+    transport.close()

@@ -310,3 +310,14 @@ def test_no_thread_is_left_after_closing() -> None:
     sampler = Sampler([(Hanging("to be closed"), 1.0)])
     sampler.close()
     until(lambda: "otelperf-to be closed" not in {thread.name for thread in threading.enumerate()})
+
+
+def test_a_step_of_the_wall_clock_ends_nothing_and_delays_nothing() -> None:
+    steady = [0]
+    source = Turns([A])
+    sampler = Sampler([(source, 5.0)], gone_after=100, steady=lambda: steady[0])
+    sampler.sample(at(0))
+    steady[0] = 1 * SECOND
+    assert [batch.time for batch in sampler.sample(at(3600)).batches] == [at(0)]
+    steady[0] = 5 * SECOND
+    assert [batch.time for batch in sampler.sample(at(-3600)).batches] == [at(-3600)]

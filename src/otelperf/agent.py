@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from os import environ as process_environ
 from typing import TYPE_CHECKING
@@ -38,6 +41,9 @@ _log = Log("otelperf.agent")
 
 _LATE_TICKS = 10  # a tick this many intervals old means that the loop hangs
 _LATE_SECONDS = 30.0
+_SECOND = 1_000_000_000
+_STEP_BACK = 60 * _SECOND
+_LEAVING = 0.3  # s of the shutdown timeout for everything else than the network
 _OWN_INTERVAL = 5.0
 _FILESYSTEM_INTERVAL = 5.0
 
@@ -65,7 +71,7 @@ class Agent:
         # A server is read on its own thread and its answer taken at the next tick: no tick is longer than a second.
         self.interval = min(1.0, *(interval for _, interval in sources))
         gone_after = settings.gate.gone_after or 2 * settings.gate.heartbeat
-        self._sampler = Sampler(sources, gone_after, threads=threads)
+        self._sampler = Sampler(sources, gone_after, threads=threads, steady=None if clock else time.monotonic_ns)
         resource_of = resources(settings, __version__, self.servers, environ)
         self._spared = {id(resource_of[server.entity]): server for server in self.servers}
         self._points = Points(resource_of, __version__)
@@ -95,6 +101,8 @@ class Agent:
     def tick(self) -> None:
         """Sample once, and let the gate decide."""
         began = time.perf_counter()
+        if isinstance(self._clock, Clock) and self._clock.ahead > _STEP_BACK:
+            self._step_back(self._clock)
         now = self._clock()
         snapshot = self._sampler.sample(now)
         if self._own is None or now >= self._own_due:
@@ -102,7 +110,7 @@ class Agent:
             self._own = own.batch(
                 now, self._started, self.gate.stats, stats, snapshot.health, self._tick_seconds, self.missed
             )
-            self._own_due = now + int((_OWN_INTERVAL - self.interval / 2) * 1e9)
+            self._own_due = now + int((_OWN_INTERVAL - self.interval / 2) * _SECOND)
         self.snapshot = replace(snapshot, batches=(*snapshot.batches, self._own))
         self.gate.export(self._points.of(self.snapshot))
         if self._console:
@@ -110,8 +118,17 @@ class Agent:
         self._tick_seconds = time.perf_counter() - began
         self._last_tick = time.monotonic()
 
-    def run(self, stop: threading.Event) -> None:
-        """Tick at the interval until *stop*; after a tick that took too long the missed ones are left out, and counted."""
+    def _step_back(self, clock: Clock) -> None:
+        """The machine's clock was set back by more than is worth waiting for: go on from where it is now."""
+        _log.warning(
+            "clock was set back", seconds=clock.ahead // _SECOND, then="every series is sent anew, at the new time"
+        )
+        clock.follow()
+        self.gate.rebase()
+        self._own_due = 0
+
+    def run(self, stop: Stop) -> None:
+        """Tick at the interval until *stop* is set; after a tick that took too long the missed ones are left out, and counted."""
         due = time.monotonic()
         while not stop.wait(max(0.0, due - time.monotonic())):
             try:
@@ -126,7 +143,7 @@ class Agent:
 
     def close(self) -> None:
         """Send what waits and the stale marks, within the shutdown timeout, whatever the Collector does."""
-        deadline = time.monotonic() + self._settings.export.shutdown_timeout
+        deadline = time.monotonic() + max(0.0, self._settings.export.shutdown_timeout - _LEAVING)
         if self._endpoint:
             threading.Thread(target=self._endpoint.shutdown, daemon=True).start()
         if self._console:
@@ -167,7 +184,7 @@ class Agent:
         overrides = gate.rules if gate.enabled else (Override("*", {"kind": "off"}),)
         return DeltaGate(
             exporter,
-            Policy(catalog.rules(), overrides),
+            Policy(catalog.rules(gate.heartbeat), overrides),
             self._clock,
             heartbeat=gate.heartbeat,
             linger=gate.linger,
@@ -222,15 +239,15 @@ def make_transport(settings: Settings) -> Transport:
 
     tls = None
     if export.endpoint.startswith("https:"):
-        from otelperf.tls import context
+        from otelperf.tls import of_export
 
-        tls = context(export.certificate, export.client_certificate, export.client_key)
+        tls = of_export(export)
     return HttpTransport(export.endpoint, export.headers, compress=compress, tls=tls)
 
 
 def _servers(settings: Settings) -> tuple[Server, ...]:
     known = {engine.name: engine for engine in ENGINES}
-    engine = known.get(settings.server.engine, ENGINES[0])
+    engine = known[settings.server.engine]
     server = settings.server
     return tuple(Server(url, engine, timeout=server.timeout, max_page=server.max_page) for url in server.url)
 
@@ -246,20 +263,48 @@ def _sources(settings: Settings, servers: tuple[Server, ...]) -> list[tuple[Sour
     return found
 
 
+class Stop:
+    """Waits until it is set, also from a signal handler: ``threading.Event`` set there can deadlock with its own wait."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+
+    def set(self) -> None:
+        with suppress(BlockingIOError):
+            os.write(self._write, b".")
+
+    def wait(self, seconds: float) -> bool:
+        """Wait *seconds* at most; say whether it is set."""
+        return bool(select.select([self._read], [], [], seconds)[0])
+
+    def on_signal(self, _number: int, _frame: object) -> None:
+        """Set, and let the next signal, whichever it is, end the process at once."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        self.set()
+
+
+def _idle(settings: Settings, stop: Stop) -> int:
+    """Do nothing, and stay: a sidecar that ended would be started again and again."""
+    _log.info("disabled", why="OTEL_SDK_DISABLED is set")
+    page = as_json(200, {"status": "disabled"})
+    pages: dict[str, Page] = {"/healthz": lambda: page, "/readyz": lambda: page}
+    if settings.endpoint.enabled:
+        Endpoint(settings.endpoint.host, settings.endpoint.port, pages).start()
+    while not stop.wait(_LATE_SECONDS):
+        pass
+    return 0
+
+
 def run(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT; a second one ends at once."""
-    if settings.sdk.disabled:
-        _log.info("disabled", why="OTEL_SDK_DISABLED is set")
-        return 0
-    stop = threading.Event()
-
-    def on_signal(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        stop.set()
-
-    agent = Agent(settings)
+    stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+        signal.signal(number, stop.on_signal)
+    if settings.sdk.disabled:
+        return _idle(settings, stop)
+    agent = Agent(settings)
     agent.start()
     where = (
         without_login(settings.export.endpoint)[0] if settings.metrics.exporter == "otlp" else settings.metrics.exporter

@@ -6,7 +6,7 @@ no reading or a reading has no row. Deltas are what a person would not act on, a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from otelperf.gate.policy import Rule, Threshold
@@ -62,7 +62,7 @@ HOST = (
         "gauge",
         "1",
         "Share of all CPUs' time spent in each mode since the last reading.",
-        _hold(0.1),
+        _hold(0.1, group="system.cpu.utilization", within=("cpu.mode",)),
         "semconv",
     ),
     Metric("system.cpu.logical.count", "updown", "{cpu}", "Logical CPUs online.", _state(), "semconv"),
@@ -104,7 +104,7 @@ HOST = (
         "gauge",
         "1",
         "Memory by state as a share of the limit.",
-        _hold(0.01),
+        _hold(0.01, group="system.memory.utilization", within=("system.memory.state",)),
         "semconv",
     ),
     Metric(
@@ -120,7 +120,7 @@ HOST = (
         "updown",
         "By",
         "Swap by state.",
-        _hold(64 * 2**20),
+        _hold(64 * 2**20, group="system.paging", within=("system.paging.state",)),
         "semconv",
     ),
     Metric(
@@ -128,7 +128,7 @@ HOST = (
         "gauge",
         "1",
         "Swap by state as a share of all swap.",
-        _hold(0.02),
+        _hold(0.02, group="system.paging.utilization", within=("system.paging.state",)),
         "semconv",
     ),
     Metric("system.paging.faults", "counter", "{fault}", "Page faults by type.", _trend(0.2, delta=2000), "semconv"),
@@ -437,6 +437,10 @@ METRICS: tuple[Metric, ...] = HOST + PROCESS + SERVER + AGENT
 BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}
 
 
-def rules() -> dict[str, Rule]:
-    """Return the gate's default rule of each metric of the catalogue."""
-    return {metric.name: metric.rule for metric in METRICS}
+def rules(heartbeat: float = 50.0) -> dict[str, Rule]:
+    """Return the gate's default rule of each metric; what beats seldom keeps its distance to a shorter *heartbeat* (s)."""
+    return {metric.name: _paced(metric.rule, heartbeat / 50.0) for metric in METRICS}
+
+
+def _paced(rule: Rule, factor: float) -> Rule:
+    return rule if rule.heartbeat is None else replace(rule, heartbeat=rule.heartbeat * min(1.0, factor))

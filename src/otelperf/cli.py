@@ -42,9 +42,10 @@ def _leave_openssl_out() -> None:
     if "ssl" in sys.modules:
         return
     sys.modules["ssl"] = None  # type: ignore[assignment] # the import system's way to say that there is none
-    import http.client  # noqa: F401 # what counts is the first import
-
-    del sys.modules["ssl"]
+    try:
+        import http.client  # noqa: F401 # what counts is the first import
+    finally:
+        del sys.modules["ssl"]
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

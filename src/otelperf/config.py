@@ -7,7 +7,7 @@ docs and schema all follow from that line. Precedence: flag, environment, file, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 
 MASK = "****"
+METRICS_EXPORTERS = ("otlp", "console", "none")
 _NO_MAPPING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -180,7 +181,7 @@ class Metrics:
     """Where metrics go."""
 
     exporter: Literal["otlp", "console", "none"] = _setting(
-        choice("otlp", "console", "none"), "otlp", "Where metrics go: a Collector, standard output, nowhere.",
+        choice(*METRICS_EXPORTERS), "otlp", "Where metrics go: a Collector, standard output, nowhere.",
         otel=("OTEL_METRICS_EXPORTER",), profiles={"development": "console"}
     )
 
@@ -271,7 +272,7 @@ class Server:
     """The inference servers to read."""
 
     url: tuple[str, ...] = _setting(URLS, (), "Base URLs of inference servers.")
-    engine: Literal["auto", "llama.cpp"] = _setting(choice("auto", "llama.cpp"), "auto", "What the server is.")
+    engine: Literal["llama.cpp"] = _setting(choice("llama.cpp"), "llama.cpp", "What the server is.")
     name: str | None = _setting(TEXT, None, "service.name of the servers' metrics.", usual="the engine's name")
     container: str | None = _setting(TEXT, None, "k8s.container.name of the servers' metrics.")
     interval: float = _setting(PERIOD, 5.0, "Time between readings.", profiles={"testing": 1.0})
@@ -525,8 +526,21 @@ class _Search:
         self.wrong.add(setting.key)
 
 
+# The specification's words for levels that have other names here. Variables are often shared by all containers of a pod.
+_OTEL_LEVELS = {"trace": "debug", "warn": "warning", "fatal": "error", "none": "error", "off": "error"}
+
+
+def _first_of(value: str, known: Sequence[str]) -> str:
+    names = [name.strip() for name in value.split(",")]
+    return next((name for name in names if name.lower() in known), value)
+
+
 def _parser(setting: Setting, origin: str) -> Callable[[Any], Any]:
     """A bare number in an OTEL_ variable is milliseconds, and its booleans are true and false only."""
+    if origin == "OTEL_LOG_LEVEL":
+        return lambda value: setting.kind.parse(_OTEL_LEVELS.get(str(value).strip().lower(), value))
+    if origin == "OTEL_METRICS_EXPORTER":  # a list: the first that we know
+        return lambda value: setting.kind.parse(_first_of(str(value), METRICS_EXPORTERS))
     if origin.startswith("OTEL_") and setting.kind is BOOLEAN:
         return otel_boolean
     if origin.startswith("OTEL_") and setting.kind is PERIOD:

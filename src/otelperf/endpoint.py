@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -68,7 +69,12 @@ class Endpoint(ThreadingMixIn, HTTPServer):
     def _serve(self) -> None:
         """Wait for one connection after another. serve_forever() would look twice a second: an eighth of the agent's CPU."""
         while not self._stopping:
-            self.handle_request()
+            try:
+                self.handle_request()
+            except Exception as error:  # noqa: BLE001 # probes must be answered again after whatever this was
+                if not self._stopping:
+                    _log.trouble("endpoint failed", problem=f"{type(error).__name__}: {error}")
+                    time.sleep(_MAKE_ROOM)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         return not self._stopping
@@ -86,7 +92,12 @@ class Endpoint(ThreadingMixIn, HTTPServer):
             self._turn_away_silent() and self._places.acquire(timeout=_MAKE_ROOM)
         ):
             self.silent[request] = None
-            super().process_request(request, client_address)
+            try:
+                super().process_request(request, client_address)
+            except RuntimeError:  # no thread to be had
+                self.silent.pop(request, None)
+                self._places.release()
+                self.shutdown_request(request)
         else:
             self.shutdown_request(request)
 

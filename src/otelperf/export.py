@@ -176,10 +176,14 @@ class Sender:
         self._thread.start()
 
     def put(self, body: bytes, points: int) -> bool:
-        """Queue a request without waiting; older ones make room. False if it is larger than the queue itself."""
+        """Queue a request without waiting; older ones make room. False once the sender is closed."""
         if len(body) > self.stats.queue_limit:
+            # Taken and lost, not refused: the gate would offer the same again at every tick.
             _log.trouble("request larger than the queue", bytes=len(body), queue_limit=self.stats.queue_limit)
-            return False
+            with self._changed:
+                self._count("dropped", points)
+                self._lost = True
+            return True
         with self._changed:
             if self._deadline is not None:
                 return False

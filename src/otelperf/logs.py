@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from math import isfinite
@@ -35,20 +36,22 @@ class Repeats:
     """Let a trouble through once per *every* seconds, and count those held back."""
 
     def __init__(self, every: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lock = threading.Lock()
         self._every = every
         self._clock = clock
         self._seen: dict[tuple[Any, ...], tuple[float, int]] = {}  # when it was last let through, how many held since
 
     def admit(self, key: tuple[Any, ...]) -> int | None:
         """Return how many like it were held back since the last one let through, or None to hold this one too."""
-        now = self._clock()
-        last, held = self._seen.get(key, (None, 0))
-        if last is not None and now - last < self._every:
-            self._seen[key] = (last, held + 1)
-            return None
-        self._make_room(now)
-        self._seen[key] = (now, 0)
-        return held
+        with self._lock:
+            now = self._clock()
+            last, held = self._seen.get(key, (None, 0))
+            if last is not None and now - last < self._every:
+                self._seen[key] = (last, held + 1)
+                return None
+            self._make_room(now)
+            self._seen[key] = (now, 0)
+            return held
 
     def _make_room(self, now: float) -> None:
         if len(self._seen) < _MOST_KEYS:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from otelperf.connection import without_login
 from otelperf.errors import ConfigError
 from otelperf.export import LONGEST_RETRY_AFTER, Verdict
 
@@ -99,13 +100,13 @@ def _retry_delay(error: grpc.RpcError) -> float | None:
 
 def from_settings(export: Export) -> GrpcTransport:
     """Return the transport that the settings describe; the endpoint's host and port are the target."""
-    parts = urlsplit(export.endpoint)
+    endpoint, login = without_login(export.endpoint)
+    parts = urlsplit(endpoint)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     target = f"{host}:{parts.port or 4317}"
     credentials = None if export.insecure else _credentials(export)
-    return GrpcTransport(
-        export.endpoint, target, export.headers, compress=export.compression == "gzip", credentials=credentials
-    )
+    headers = {**login, **export.headers}
+    return GrpcTransport(endpoint, target, headers, compress=export.compression == "gzip", credentials=credentials)
 
 
 def _credentials(export: Export) -> grpc.ChannelCredentials:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from otelperf.errors import SourceAbsent, SourceFailed, SourceFlawed
@@ -112,25 +112,29 @@ class _Slot:
         self.worker = _Worker(source) if threads and getattr(source, "blocking", False) else None
         self.due = 0
         self.asked = 0
-        self.batches: tuple[Batch, ...] = ()
+        self._batches: tuple[tuple[int, Batch], ...] = ()  # when it was read, by the steady clock
         self.health: Health | None = None
 
-    def read(self, now: int) -> None:
-        """Read if due, take what is ready, and drop what is too old to be called alive."""
+    @property
+    def batches(self) -> tuple[Batch, ...]:
+        return tuple(batch for _, batch in self._batches)
+
+    def read(self, now: int, steady: int) -> None:
+        """Read if due, take what is ready, and drop what is too old to be called alive. Only *steady* tells what is due."""
         if self.worker and (outcome := self.worker.take()):
             self._judge(outcome)
         busy = self.worker is not None and self.worker.busy
-        if busy and now - self.asked > self.interval:
-            self._stuck(now)
-        if not busy and now >= self.due - min(_EARLY, self.interval // 4):
-            missed = max(0, now - self.due) // self.interval if self.due else 0
-            self.due = (self.due or now) + (missed + 1) * self.interval
-            self.asked = now
+        if busy and steady - self.asked > self.interval:
+            self._stuck(steady)
+        if not busy and steady >= self.due - min(_EARLY, self.interval // 4):
+            missed = max(0, steady - self.due) // self.interval if self.due else 0
+            self.due = (self.due or steady) + (missed + 1) * self.interval
+            self.asked = steady
             if self.worker:
                 self.worker.ask(now)
             else:
                 self._judge(_attempt(self.source, now))
-        self.batches = tuple(batch for batch in self.batches if now - batch.time <= self.gone_after)
+        self._batches = tuple(entry for entry in self._batches if steady - entry[0] <= self.gone_after)
 
     def _judge(self, outcome: _Outcome) -> None:
         before, name = self.health, self.source.name
@@ -138,7 +142,7 @@ class _Slot:
         success = outcome.time if outcome.ok else (before.last_success if before else None)
         self.health = Health(name, outcome.ok, outcome.absent, outcome.message, outcome.duration, success, failures)
         if outcome.absent:
-            self.due = outcome.time + max(_ABSENT_AGAIN, self.interval)
+            self.due = self.asked + max(_ABSENT_AGAIN, self.interval)
         if outcome.absent:
             _log.debug("source absent", source=name, problem=outcome.message)
         elif not outcome.ok:
@@ -147,20 +151,21 @@ class _Slot:
             _log.info("source is back", source=name)
         if outcome.readings is not None:
             batch = Batch(name, self.source.entity, outcome.time, outcome.readings)
-            self.batches = (batch,) if outcome.whole else (*self._without(batch), batch)
+            older = () if outcome.whole else self._without(batch)
+            self._batches = (*older, (self.asked, batch))
 
-    def _without(self, batch: Batch) -> list[Batch]:
+    def _without(self, batch: Batch) -> list[tuple[int, Batch]]:
         """What was read before, less the namesakes of what *batch* has read anew."""
         fresh = {(reading.name, frozenset(reading.attributes.items())) for reading in batch.readings}
         older = []
-        for old in self.batches:
+        for read, old in self._batches:
             kept = tuple(r for r in old.readings if (r.name, frozenset(r.attributes.items())) not in fresh)
             if kept:
-                older.append(Batch(old.source, old.entity, old.time, kept))
+                older.append((read, Batch(old.source, old.entity, old.time, kept)))
         return older
 
-    def _stuck(self, now: int) -> None:
-        seconds = (now - self.asked) / _SECOND
+    def _stuck(self, steady: int) -> None:
+        seconds = (steady - self.asked) / _SECOND
         before = self.health
         success = before.last_success if before else None
         failures = before.failures if before else 0
@@ -175,18 +180,26 @@ class Sampler:
     """Read *sources*, each with its interval in seconds, and fold their readings into snapshots.
 
     A reading older than *gone_after* seconds (or three intervals) is dropped: its source says nothing any more.
-    With *threads* false every source is read in the caller's thread, blocking or not.
+    With *threads* false every source is read in the caller's thread, blocking or not. *steady* (ns) says what is due and how
+    old a reading is, so that a step of the wall clock ends nothing; None goes by the times that ``sample`` is given.
     """
 
     def __init__(
-        self, sources: Sequence[tuple[Source, float]], gone_after: float = _STUCK_STREAMS, *, threads: bool = True
+        self,
+        sources: Sequence[tuple[Source, float]],
+        gone_after: float = _STUCK_STREAMS,
+        *,
+        threads: bool = True,
+        steady: Callable[[], int] | None = None,
     ) -> None:
+        self._steady = steady
         self._slots = [_Slot(source, interval, gone_after, threads=threads) for source, interval in sources]
 
     def sample(self, now: int) -> Snapshot:
         """Return what is known at *now* (Unix ns). A source that was not due stands in it with its old time."""
+        steady = self._steady() if self._steady else now
         for slot in self._slots:
-            slot.read(now)
+            slot.read(now, steady)
         return Snapshot(
             now,
             tuple(batch for slot in self._slots for batch in slot.batches),

@@ -318,3 +318,17 @@ def test_the_clock_never_steps_back(moves: list[tuple[int, int]]) -> None:
         now = clock()
         assert now > last
         last = now
+
+
+def test_a_clock_says_how_far_it_is_ahead_and_steps_back_when_told() -> None:
+    wall, monotonic = [1000 * SECOND], [0]
+    clock = Clock(lambda: wall[0], lambda: monotonic[0])
+    wall[0] -= 100 * SECOND
+    monotonic[0] += SECOND
+    clock()
+    assert clock.ahead == 101 * SECOND
+    clock.follow()
+    assert clock.ahead == 0
+    monotonic[0] += SECOND
+    wall[0] += SECOND
+    assert clock() == wall[0]

@@ -434,3 +434,16 @@ def test_the_rules_of_the_page_are_settings(tmp_path: Path) -> None:
     settings = config.load({}, {}, file)
     assert len(settings.gate.rules) == 4
     assert Policy({}, settings.gate.rules).rule("system.cpu.utilization", "gauge", {}).delta == 0.05
+
+
+def test_after_a_rebase_older_points_go_and_every_stream_is_sent_anew() -> None:
+    world = World(linger=0)
+    world.show(1)
+    world.show(1)
+    world.now -= 3600 * SECOND
+    world.gate.rebase()
+    world.show(1)
+    world.show(1)
+    assert world.series() == [(0.0, 1), (-3598.0, 1)]
+    world.show(2)
+    assert world.series()[-1] == (-3596.0, 2)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from otelperf import catalog
 from otelperf.config_values import show_duration
 from otelperf.doctor.asking import Offset
 from otelperf.doctor.backend import Backend, unread
@@ -59,8 +60,9 @@ def check_lookback(settings: Settings, backend: Backend | None) -> Finding:
 
 
 def _longest_heartbeat(settings: Settings) -> float:
-    own = (rule.changes.get("heartbeat") for rule in settings.gate.rules)
-    return max(settings.gate.heartbeat, *(float(each) for each in own if each is not None), 0.0)
+    users = (rule.changes.get("heartbeat") for rule in settings.gate.rules)
+    ours = (rule.heartbeat for rule in catalog.rules(settings.gate.heartbeat).values())
+    return max(settings.gate.heartbeat, *(float(each) for each in (*users, *ours) if each is not None))
 
 
 def _seconds(text: str) -> float | None:

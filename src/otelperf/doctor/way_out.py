@@ -102,9 +102,9 @@ def _timeout(settings: Settings) -> float:
 def _tls(settings: Settings) -> ssl.SSLContext | None:
     if not settings.export.endpoint.startswith("https:"):
         return None
-    from otelperf.tls import context
+    from otelperf.tls import of_export
 
-    return context(settings.export.certificate, settings.export.client_certificate, settings.export.client_key)
+    return of_export(settings.export)
 
 
 def _silence(settings: Settings, error: HttpError) -> tuple[str, str]:

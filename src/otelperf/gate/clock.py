@@ -12,7 +12,8 @@ class Clock:
     """Call it for Unix time in ns, strictly rising.
 
     A wall clock that jumps forward is followed at once. One that is set back cannot be (a point older than the last makes
-    Prometheus refuse its whole request): then this clock runs at half speed until the two meet.
+    Prometheus refuse its whole request): then this clock runs at half speed until the two meet. *ahead* is by how many ns
+    it is ahead of the wall clock; when that is too long to wait, ``follow`` takes the step.
     """
 
     def __init__(
@@ -22,6 +23,11 @@ class Clock:
         self._monotonic = monotonic
         self._then = monotonic()
         self._now = wall()
+        self.ahead = 0
+
+    def follow(self) -> None:
+        """Step back to the wall clock."""
+        self._now, self.ahead = self._wall(), 0
 
     def __call__(self) -> int:
         then, self._then = self._then, self._monotonic()
@@ -32,4 +38,5 @@ class Clock:
         elif ahead > _TOLERATED:
             passed //= 2
         self._now += max(passed, 1)
+        self.ahead = max(0, ahead)
         return self._now

@@ -145,6 +145,18 @@ class DeltaGate(MetricExporter):
         """Take nothing as sent: the next export lets every stream out. May be called from any thread."""
         self._forget = True
 
+    def rebase(self) -> None:
+        """The clock was set back: take older points than before, and send every stream anew."""
+        with self._lock:
+            now = self._clock()
+            for tray in self._trays.values():
+                tray.oldest = 0
+                for stream in tray.streams():
+                    stream.least, stream.listed = 0, now
+                    stream.doubt("again")
+            self._last_export = 0
+            self._ended.clear()
+
     def end_streams(self, spare: Callable[[Resource], bool] = lambda _: False, timeout_millis: float = 10_000) -> None:
         """Send what waits and a stale mark for every stream, those of resources to *spare* aside. Nothing passes after that."""
         with self._lock:

@@ -23,12 +23,16 @@ THROUGHPUT = "otelperf.server.token.throughput"
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """One series of the metrics page that becomes readings of *metric*; *labels* that become attributes, by their new name."""
+    """One series of the metrics page that becomes readings of *metric*; *labels* that become attributes, by their new name.
+
+    A *histogram*'s series is named without ``_bucket``, and passes with the server's own bounds.
+    """
 
     series: str
     metric: str
     attributes: Attributes = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    histogram: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One scrape: the series without labels by name, and when (Unix ns)."""
+    """One scrape: each series by name, summed over its labels, and when (Unix ns)."""
 
     time: int
     values: Mapping[str, float]
@@ -59,14 +63,14 @@ class JsonPage:
 class Engine:
     """An inference server.
 
-    *name* is also its gen_ai.provider.name and the service.name of its metrics unless the user has another.
+    *name* is the service.name of its metrics unless the user has another.
     *off* maps the HTTP status that says that metrics are switched off to the cure. *derive* makes readings of two
     successive scrapes (the first None at the start), *facts* reads the page at *facts_path*, asked once a minute.
-    *also* are series that only *derive* needs.
+    *also* are series that only *derive* needs. *counters* fall only when the server was restarted. *started* is the series with
+    the process' start (Unix seconds), if the server has one.
     """
 
     name: str
-    port: int
     metrics_path: str
     takes: tuple[Take, ...]
     off: Mapping[int, str]
@@ -75,6 +79,14 @@ class Engine:
     facts: Callable[[Any], Facts]
     derive: Callable[[Moment | None, Moment, Facts], list[Reading]]
     also: tuple[str, ...] = ()
+    counters: tuple[str, ...] = ()
+    started: str | None = None
+
+    def wanted(self) -> frozenset[str]:
+        """Return the series that are read off the metrics page."""
+        plain = {take.series for take in self.takes if not take.histogram}
+        parts = {take.series + part for take in self.takes if take.histogram for part in ("_bucket", "_sum", "_count")}
+        return frozenset({*plain, *parts, *self.also, *self.counters, *([self.started] if self.started else [])})
 
 
 def grown(before: Moment, now: Moment, series: str) -> float | None:

@@ -8,9 +8,14 @@ Format: https://prometheus.io/docs/instrumenting/exposition_formats/
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from itertools import pairwise
+from math import inf, isfinite
 from typing import NamedTuple
+
+from otelperf.readings import Buckets
 
 # Every repetition is possessive (*+ ++ ?+): the page comes from outside, and no line may cost the square of its length.
 _QUOTED = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
@@ -40,6 +45,34 @@ class Page(NamedTuple):
     samples: list[Sample]
     malformed: int
     first_malformed: str
+
+
+def histograms(samples: Iterable[Sample], series: str) -> list[tuple[Mapping[str, str], Buckets]]:
+    """Put the lines of histogram *series* together, by labels; one with a part missing or counts that fall is left out."""
+    found: dict[frozenset[tuple[str, str]], tuple[dict[float, float], dict[str, float]]] = {}
+    for sample in samples:
+        labels = {name: value for name, value in sample.labels.items() if name != "le"}
+        running, totals = found.setdefault(frozenset(labels.items()), ({}, {}))
+        if sample.name == f"{series}_bucket":
+            with suppress(KeyError, ValueError):
+                running[float(sample.labels["le"])] = sample.value
+        elif sample.name.startswith(series):
+            totals[sample.name.removeprefix(series)] = sample.value
+    whole = ((dict(labels), _buckets(running, totals)) for labels, (running, totals) in found.items())
+    return [(labels, buckets) for labels, buckets in whole if buckets is not None]
+
+
+def _buckets(running: Mapping[float, float], totals: Mapping[str, float]) -> Buckets | None:
+    bounds = sorted(running)
+    if not bounds or bounds[-1] != inf or not {"_sum", "_count"} <= totals.keys():
+        return None
+    levels = [running[bound] for bound in bounds]
+    if not all(isfinite(level) for level in levels):
+        return None
+    counts = tuple(int(after - before) for before, after in pairwise([0.0, *levels]))
+    if min(counts) < 0:
+        return None
+    return Buckets(sum(counts), totals["_sum"], tuple(bounds[:-1]), counts)
 
 
 def parse(text: str, wanted: AbstractSet[str]) -> Page:

@@ -133,7 +133,6 @@ def _is_number(value: Any) -> bool:
 
 LLAMACPP = Engine(
     name="llama.cpp",
-    port=8080,
     metrics_path="/metrics",
     takes=(
         Take(_PROMPT, TOKENS, _INPUT),
@@ -146,6 +145,7 @@ LLAMACPP = Engine(
         Take("llamacpp:spec_decode_num_accepted_tokens_total", "otelperf.server.speculative.accepted"),
     ),
     also=(_CACHED, _DECODES, _BUSY),
+    counters=(_PROMPT, _PREDICTED, _DECODES),
     off={
         401: "it asks for an API key, which otelperf does not send",
         404: "start llama-server with --metrics (a router also wants ?model=)",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any, NoReturn
 
 from otelperf.connection import Answer, Connection, HttpError, Unreachable, without_login
 from otelperf.errors import SourceFailed, SourceFlawed
-from otelperf.readings import Attribute, Attributes, Reading
-from otelperf.sources.engines.engine import MODEL, WORKER_STATE, Engine, Facts, Moment, whole
-from otelperf.sources.engines.exposition import Sample, parse
+from otelperf.readings import Attribute, Attributes, Buckets, Reading
+from otelperf.sources.engines.engine import MODEL, WORKER_STATE, Engine, Facts, Moment, Take, whole
+from otelperf.sources.engines.exposition import Sample, histograms, parse
 
 _FACTS_EVERY = 60_000_000_000  # ns; a model can be swapped by a restart that no scrape saw
 _UP = "otelperf.server.up"
@@ -29,13 +30,13 @@ class Server:
         self.name = self.entity = f"{engine.name} {self.url}"
         self.engine = engine
         self._headers = {**_HEADERS, **login}
-        self.up = False
+        self.up = False  # as of the last whole read: read from other threads
         self._broken = False
         self._connection = Connection(self.url)
         self._base = self._connection.path.rstrip("/")
         self._timeout = timeout
         self._max_page = max_page
-        self._wanted = frozenset((*(take.series for take in engine.takes), *engine.also))
+        self._wanted = engine.wanted()
         self._before: Moment | None = None
         self._facts = Facts()
         self._facts_time = 0
@@ -51,12 +52,12 @@ class Server:
         A server that refuses the connection or loads is down: nothing but that is read. One that hangs or breaks off may be
         busy: it is down, and what was read before stays at its old time, to end only if the silence lasts.
         """
-        self.up = False
         try:
             answer = self._get(self.engine.metrics_path)
         except Unreachable as error:
             self._down(str(error))
         except HttpError as error:
+            self.up = False
             self._facts_time = 0  # it may be about to be replaced
             raise SourceFailed(str(error), [Reading(_UP, 0)]) from error
         if answer.status == _UNAVAILABLE:
@@ -64,7 +65,7 @@ class Server:
         troubles: list[str] = []
         self._broken = False
         samples = self._samples(answer, troubles)
-        moment = Moment(now, {sample.name: sample.value for sample in samples if not sample.labels})
+        moment = _moment(now, samples)
         if self._restarted(moment):
             self._facts_time = 0
         self._learn(now, troubles)
@@ -83,6 +84,7 @@ class Server:
         return readings
 
     def _down(self, message: str) -> NoReturn:
+        self.up = False
         self._before, self._facts, self._facts_time = None, Facts(), 0  # its successor may be another
         raise SourceFlawed(message, [Reading(_UP, 0)])
 
@@ -112,7 +114,9 @@ class Server:
     def _restarted(self, now: Moment) -> bool:
         """Say whether a counter fell: the server came back between two scrapes, perhaps with another model."""
         before = self._before.values if self._before else {}
-        return any(now.values.get(name, old) < old for name, old in before.items() if name.endswith("_total"))
+        return any(
+            now.values[name] < before[name] for name in self.engine.counters if name in before and name in now.values
+        )
 
     def _metrics(self, samples: list[Sample], moment: Moment) -> list[Reading]:
         if not samples:
@@ -153,13 +157,13 @@ class Server:
         by_series: dict[str, list[Sample]] = {}
         for sample in samples:
             by_series.setdefault(sample.name, []).append(sample)
+        started = by_series.get(self.engine.started or "", [])
+        start = int(started[0].value * 1e9) if started and isfinite(started[0].value) else None
         readings = []
         for take in self.engine.takes:
-            for sample in by_series.get(take.series, ()):
-                attributes = self._attributes_of(
-                    take.attributes, {new: sample.labels.get(old, "") for old, new in take.labels.items()}
-                )
-                readings.append(Reading(take.metric, whole(sample.value), attributes))
+            for labels, value in _values(take, by_series):
+                more = {new: labels.get(old, "") for old, new in take.labels.items()}
+                readings.append(Reading(take.metric, value, self._attributes_of(take.attributes, more), start))
         return readings
 
     def _with_model(self, reading: Reading) -> Reading:
@@ -180,6 +184,22 @@ class Server:
                 self._attributes.clear()
             found = self._attributes[key] = {**fixed, **more}
         return found
+
+
+def _values(take: Take, by_series: Mapping[str, list[Sample]]) -> list[tuple[Mapping[str, str], float | Buckets]]:
+    """Return what the series says, by its labels."""
+    if take.histogram:
+        parts = [s for part in ("_bucket", "_sum", "_count") for s in by_series.get(take.series + part, ())]
+        return [(labels, buckets) for labels, buckets in histograms(parts, take.series)]
+    return [(sample.labels, whole(sample.value)) for sample in by_series.get(take.series, ())]
+
+
+def _moment(now: int, samples: list[Sample]) -> Moment:
+    """Sum each series over its labels: engines of one server count together."""
+    values: dict[str, float] = {}
+    for sample in samples:
+        values[sample.name] = values.get(sample.name, 0.0) + sample.value
+    return Moment(now, values)
 
 
 def _distinct(readings: list[Reading], troubles: list[str]) -> list[Reading]:
