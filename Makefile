@@ -7,7 +7,7 @@ PARTS := collector prometheus promtool alertmanager amtool llama-server tiny-mod
 .PHONY: run test check stack parts bench docs clean
 
 run: $(VENV)/.installed  ## Run the agent on this machine; needs nothing else
-	OTEL_METRICS_EXPORTER=$${OTEL_METRICS_EXPORTER:-console} $(BIN)/otelperf agent
+	OTEL_METRICS_EXPORTER=$${OTEL_METRICS_EXPORTER:-console} exec $(BIN)/otelperf agent
 
 check: $(VENV)/.dev  ## Lint, types and unit tests: under a minute
 	$(BIN)/ruff check
@@ -29,6 +29,7 @@ bench: $(VENV)/.dev  ## Print the figures that the documentation quotes
 
 docs: $(VENV)/.dev  ## Write the generated tables in docs/
 	$(BIN)/python -m tests.generated_docs
+	$(BIN)/python tests/test_config.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -40,9 +41,9 @@ $(VENV)/.made:
 
 # An editable install: the code is run as it is, and only new dependencies need a new install.
 $(VENV)/.installed: pyproject.toml | $(VENV)/.made
-	$(BIN)/pip install -q -e .
+	$(BIN)/pip install -q --disable-pip-version-check -e .
 	touch $@
 
 $(VENV)/.dev: pyproject.toml requirements-dev.txt | $(VENV)/.made
-	$(BIN)/pip install -q -e '.[grpc]' -r requirements-dev.txt
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[grpc]' -r requirements-dev.txt
 	touch $@ $(VENV)/.installed

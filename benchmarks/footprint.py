@@ -82,7 +82,8 @@ def _options() -> argparse.Namespace:
 def _where(seconds: float) -> str:
     today = dt.datetime.now(tz=dt.UTC).date()
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    return f"{today}, {python}, Linux {platform.release()}, {os.cpu_count()} cores, phases of {seconds:g} s"
+    linux = ".".join(platform.release().split(".")[:2])
+    return f"{today}, {python}, Linux {linux}, {os.cpu_count()} cores, phases of {seconds:g} s"
 
 
 def _parts(environment: dict[str, str]) -> dict[str, measure.Memory]:

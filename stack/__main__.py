@@ -115,6 +115,11 @@ def _load(server_url: str, done: threading.Event) -> None:
 def _print_table(running: list[processes.Process]) -> None:
     for process in running:
         print(f"{process.name:<13} {process.url:<24} pid {process.pid:<8} log {process.log_path}")
+    urls = {process.name: process.url for process in running}
+    print("Look: " + urls["prometheus"] + "/query?g0.expr=otelperf_server_token_throughput_per_second")
+    print(
+        f"Ask:  OTEL_EXPORTER_OTLP_ENDPOINT={urls['collector']} otelperf doctor --doctor-prometheus-url {urls['prometheus']}"
+    )
     print("Ctrl-C stops all.", flush=True)
 
 

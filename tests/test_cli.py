@@ -231,3 +231,19 @@ def test_every_public_name_can_be_had() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'otelperf' has no attribute 'Nonsense'"):
         _ = otelperf.Nonsense  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", [["config", "show"], ["config", "schema"], ["--help"]])
+@pytest.mark.parametrize("output", [">&-", ">/dev/full"])
+def test_a_standard_output_that_takes_nothing_gives_no_traceback(command: list[str], output: str) -> None:
+    line = f"{sys.executable} -m otelperf {' '.join(command)} {output}"
+    done = subprocess.run(["/bin/sh", "-c", line], check=False, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_the_console_agent_ends_when_nobody_reads_any_more() -> None:
+    line = f"OTELPERF_ENDPOINT_PORT=0 OTEL_METRICS_EXPORTER=console {sys.executable} -m otelperf agent | head -3"
+    done = subprocess.run(["/bin/sh", "-c", line], check=False, capture_output=True, text=True, timeout=60)
+    assert len(done.stdout.splitlines()) == 3
+    assert "Traceback" not in done.stderr

@@ -131,8 +131,8 @@ def test_a_summary_tells_what_came_since_the_last() -> None:
     console.summary(NOW + 5 * SECOND, stats(600, 475, first=100, delta=25))
     console.summary(NOW + 10 * SECOND, stats(1100, 975, first=100, delta=25))
     assert [line.split("  ", 1)[1] for line in stream.getvalue().splitlines()] == [
-        "── held back 95.0%: 25 of 500 points sent, 5 streams",
-        "── held back 100.0%: 0 of 500 points sent, 5 streams",
+        "── held back 95.0% in 5 s: 25 of 500 points sent, 5 streams",
+        "── held back 100.0% in 5 s: 0 of 500 points sent, 5 streams",
     ]
 
 
@@ -143,7 +143,7 @@ def test_a_summary_of_nothing_seen_is_left_out_and_one_of_more_sent_than_seen_is
     console.summary(NOW + 5 * SECOND, stats(100, 0, first=100))
     assert stream.getvalue() == ""
     console.summary(NOW + 10 * SECOND, stats(110, 0, first=110, previous=10))
-    assert "held back 0.0%: 20 of 10 points sent" in stream.getvalue()
+    assert "held back 0.0% in 5 s: 20 of 10 points sent" in stream.getvalue()
 
 
 def test_at_the_stop_ends_are_counted_and_not_listed() -> None:
@@ -206,7 +206,7 @@ def test_a_terminal_that_knows_no_arrows_gets_the_line_all_the_same() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="latin-1")
     Console(stream).emission(emission(old=1, new=2))
-    assert b"1 B ? 2 B" in raw.getvalue()
+    assert b"1 B -> 2 B" in raw.getvalue()
 
 
 def test_an_agent_whose_reader_leaves_ends_without_a_traceback() -> None:

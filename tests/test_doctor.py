@@ -29,10 +29,12 @@ from otelperf.doctor.asking import Offset, date_offset
 from otelperf.doctor.clocks import check_clock
 from otelperf.doctor.examination import examine
 from otelperf.doctor.finding import Finding, as_json, as_lines, well
+from otelperf.doctor.servers import check_servers
 from otelperf.doctor.stored import PROMOTED, STRATEGY
 from otelperf.doctor.way_out import check_settings
 from otelperf.export import Verdict
 from otelperf.prometheus_text import label_name, metric_name
+from tests.engines.loopback import Loopback, saying
 
 PROJECT = Path(__file__).resolve().parent.parent
 PROTOBUF = "application/x-protobuf"
@@ -212,7 +214,7 @@ def examined(backend: Backend, **values: str) -> Iterator[dict[str, Finding]]:
 def test_all_is_well_with_a_faithful_backend() -> None:
     backend = Backend()
     with examined(backend) as findings:
-        assert {each.status for each in findings.values()} == {"ok"}, findings
+        assert {name: each.status for name, each in findings.items() if each.status != "ok"} == {"servers": "skipped"}
     assert not list(backend.found(time.time() + 60, whole=False)), "every test series is ended"
     assert {dict(labels)["job"] for _, labels in backend.series} == {"otelperf"}
 
@@ -484,9 +486,11 @@ def test_json_and_text_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
         assert doctor.run(given, json=False) == 1
     told = capsys.readouterr()
     assert said["ok"] is False
-    assert [each["name"] for each in said["findings"] if each["status"] != "ok"] == ["promoted_attributes"]
+    assert [each["name"] for each in said["findings"] if each["status"] not in {"ok", "skipped"}] == [
+        "promoted_attributes"
+    ]
     assert "warning  promoted attributes" in told.out
-    assert told.out.endswith("\n\n12 ok, 1 warning\n")
+    assert told.out.endswith("\n\n12 ok, 1 warning, 1 skipped\n")
     assert told.err == ""
 
 
@@ -501,3 +505,15 @@ def test_the_promoted_attributes_are_those_of_the_shipped_configuration() -> Non
     shipped = yaml.safe_load((PROJECT / "prometheus" / "prometheus.yaml").read_text())["otlp"]
     assert list(PROMOTED) == shipped["promote_resource_attributes"]
     assert shipped["translation_strategy"] == STRATEGY
+
+
+def test_a_server_that_answers_one_that_lacks_a_switch_and_one_that_is_gone_are_told_apart() -> None:
+    page = "llamacpp:prompt_tokens_total 9"
+    whole = saying({"/metrics": page, "/slots": "[]", "/props": "{}"})
+    with Loopback(whole) as well, Loopback(saying({"/metrics": page, "/props": "{}"})) as lacking:
+        assert check_servers(settings(server__url=well.url)).status == "ok"
+        finding = check_servers(settings(server__url=f"{well.url},{lacking.url}"))
+        assert (finding.status, "/slots answered HTTP 404" in finding.seen) == ("warning", True)
+        gone = lacking.url
+    finding = check_servers(settings(server__url=gone))
+    assert (finding.status, "server.url" in finding.cure) == ("failed", True)

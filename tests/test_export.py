@@ -603,9 +603,14 @@ def test_what_may_pass_is_tried_again(serve: Serve, status: int) -> None:
     assert verdict == Verdict("retry", f"HTTP {status} later", retry_after=12.0)
 
 
+HINTS = {404: ": an OTLP/HTTP endpoint usually ends in /v1/metrics; `otelperf doctor` says more"}
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 408, 413, 415, 500, 501])
 def test_what_will_not_pass_is_refused_for_good(serve: Serve, status: int) -> None:
-    assert send(serve(answering(answer(f"{status} No", b"why")))) == Verdict("refused", f"HTTP {status} why")
+    assert send(serve(answering(answer(f"{status} No", b"why")))) == Verdict(
+        "refused", f"HTTP {status} why{HINTS.get(status, '')}"
+    )
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])

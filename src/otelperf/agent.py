@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from os import environ as process_environ
 from typing import TYPE_CHECKING
 
@@ -66,7 +66,7 @@ class Agent:
         self._settings = settings
         self._clock = clock or Clock()
         self._started = self._clock()
-        self.servers = _servers(settings)
+        self.servers = make_servers(settings)
         sources = _sources(settings, self.servers)
         # A server is read on its own thread and its answer taken at the next tick: no tick is longer than a second.
         self.interval = min(1.0, *(interval for _, interval in sources))
@@ -92,7 +92,9 @@ class Agent:
         return self._endpoint.url if self._endpoint else None
 
     def start(self) -> None:
-        """Start the sender and the endpoint."""
+        """Start the console, the sender and the endpoint."""
+        if self._console:
+            self._console.begin()
         if self._sender:
             self._sender.start()
         if self._endpoint:
@@ -130,7 +132,7 @@ class Agent:
     def run(self, stop: Stop) -> None:
         """Tick at the interval until *stop* is set; after a tick that took too long the missed ones are left out, and counted."""
         due = time.monotonic()
-        while not stop.wait(max(0.0, due - time.monotonic())):
+        while not (stop.wait(max(0.0, due - time.monotonic())) or (self._console and self._console.closed)):
             try:
                 self.tick()
             except Exception as error:  # noqa: BLE001 # a tick that fails must not be the last one
@@ -181,6 +183,9 @@ class Agent:
 
     def _make_gate(self, exporter: MetricExporter) -> DeltaGate:
         gate = self._settings.gate
+        for rule in gate.rules:
+            if not any(fnmatchcase(name, rule.metric) for name in catalog.BY_NAME):
+                _log.warning("gate rule fits no metric of ours", metric=rule.metric, see="docs/metrics.md")
         overrides = gate.rules if gate.enabled else (Override("*", {"kind": "off"}),)
         return DeltaGate(
             exporter,
@@ -245,7 +250,8 @@ def make_transport(settings: Settings) -> Transport:
     return HttpTransport(export.endpoint, export.headers, compress=compress, tls=tls)
 
 
-def _servers(settings: Settings) -> tuple[Server, ...]:
+def make_servers(settings: Settings) -> tuple[Server, ...]:
+    """Return the source of each inference server that the settings name."""
     known = {engine.name: engine for engine in ENGINES}
     engine = known[settings.server.engine]
     server = settings.server
@@ -313,5 +319,4 @@ def run(settings: Settings) -> int:
     agent.run(stop)
     agent.close()
     _log.info("agent stopped")
-    sys.stdout.flush()
     return 0

@@ -221,6 +221,8 @@ def _complain(error: OtelperfError) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 for trouble, 2 for a wrong setting or flag."""
+    if sys.stdout is None:  # started with standard output closed
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 # open for as long as the process
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except OtelperfError as error:
@@ -231,3 +233,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains at exit, when it flushes
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # as above
+        _complain(OtelperfError(f"standard output takes nothing more: {error.strerror}"))
+        return EXIT_ERROR

@@ -240,7 +240,9 @@ SIZE = Kind(
 BOOLEAN = Kind("boolean", "true or false", _boolean, bool, _BOOLEAN)
 TEXT = Kind("text", "one line of text", _line, str, SCALAR)
 PATH = Kind("path", "an absolute path", _path, str, {"type": "string", "pattern": "^/"})
-URL = Kind("url", "a URL such as http://host:4318", _url, str, {"type": "string", "pattern": "^https?://"})
+URL = Kind(
+    "url", "a whole URL such as http://host:4318/v1/metrics", _url, str, {"type": "string", "pattern": "^https?://"}
+)
 URLS = _list_of(_base_url, "base URLs such as http://localhost:8080")
 NAMES = _list_of(_line, "names")
 MAPPING = Kind("mapping", "k=v,k=v with %XX for special characters", _mapping, dict, _MAPPING)

@@ -43,7 +43,18 @@ class Console:
         self._stream = stream or sys.stdout
         self._summary = 0
         self._seen = self._emitted = 0
+        self.closed = False  # nobody reads any more
         self._ended: int | None = None  # how many streams ended at the stop; None before it
+
+    def begin(self) -> None:
+        """Say how to read what follows."""
+        self._print(f"{'time':<10}  {'metric':<68} {'old → new':<26} why")
+        self._print(
+            "why: first sight · change past the delta · threshold · state · rate would be misread · bend in a counter's"
+        )
+        self._print(
+            "line (the previous point goes too) · group: goes with another · heartbeat · end. docs/gate.md says more"
+        )
 
     def emission(self, emission: Emission) -> None:
         """Print one line: time, metric, attributes, old → new, why."""
@@ -74,7 +85,8 @@ class Console:
             points, sent = stats.seen - self._seen, emitted - self._emitted
             share = max(0.0, 1 - sent / points)
             self._print(
-                f"{_clock(now)}  ── held back {share:.1%}: {sent} of {points} points sent, {stats.streams} streams"
+                f"{_clock(now)}  ── held back {share:.1%} in {(now - self._summary) / 1e9:.0f} s: {sent} of {points} points sent, "
+                f"{stats.streams} streams"
             )
         self._summary, self._seen, self._emitted = now, stats.seen, emitted
 
@@ -83,8 +95,10 @@ class Console:
             try:
                 print(line, file=self._stream, flush=True)
             except UnicodeEncodeError:  # a terminal that knows no arrows
-                print(line.encode("ascii", "replace").decode(), file=self._stream, flush=True)
+                plain = line.replace("→", "->").replace("──", "--").replace("·", "|")
+                print(plain.encode("ascii", "replace").decode(), file=self._stream, flush=True)
         except (OSError, ValueError):
+            self.closed = True
             _log.trouble("console closed", problem="standard output takes no more lines")
 
 

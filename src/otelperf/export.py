@@ -89,6 +89,8 @@ class HttpTransport:
         if answer.status // 100 == 2:  # the class of success
             return _accepted(answer)
         message = f"HTTP {answer.status} {answer.body[:200].decode(errors='replace').strip()}"
+        if answer.status == 404:
+            message += ": an OTLP/HTTP endpoint usually ends in /v1/metrics; `otelperf doctor` says more"
         if answer.status in _RETRYABLE:
             return Verdict("retry", message, retry_after=_retry_after(answer.headers.get("retry-after")))
         if answer.status // 100 == 3:  # the class of redirects

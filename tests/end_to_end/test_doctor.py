@@ -63,7 +63,8 @@ def without_window(text: str) -> str:
 
 def test_the_shipped_configurations_fit(prometheus: Process, collector: Process) -> None:
     code, findings = ask(f"{collector.url}/v1/metrics", prometheus)
-    assert (code, {each["status"] for each in findings.values()}) == (0, {"ok"}), findings
+    unusual = {name: each["status"] for name, each in findings.items() if each["status"] != "ok"}
+    assert (code, unusual) == (0, {"servers": "skipped"}), findings
     assert "window 2h" in findings["previous_points"]["seen"]
     assert query(prometheus.url, '{otelperf_doctor_run!=""}') == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from math import inf, isclose, isnan, nan
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -332,3 +333,9 @@ def test_a_clock_says_how_far_it_is_ahead_and_steps_back_when_told() -> None:
     monotonic[0] += SECOND
     wall[0] += SECOND
     assert clock() == wall[0]
+
+
+@pytest.mark.parametrize("wrong", [{"delta": -1}, {"relative": "5"}, {"heartbeat": float("nan")}])
+def test_a_rule_that_cannot_be_meant_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected a number of 0 or more"):
+        Rule(**wrong)

@@ -16,6 +16,7 @@ from otelperf.doctor.backend import Backend, connect, unread
 from otelperf.doctor.clocks import check_clock, check_lookback
 from otelperf.doctor.finding import Finding
 from otelperf.doctor.probe import BURST_TIME, CutShort, Probe, Traffic, send_burst, send_previous
+from otelperf.doctor.servers import check_servers
 from otelperf.doctor.stored import (
     Stored,
     check_arrival,
@@ -65,7 +66,9 @@ def examine(settings: Settings, tell: Tell, environ: Mapping[str, str] = process
         offsets |= {"Prometheus": backend.offset} if backend else {}
         points, *read_back = _sent(settings, endpoint, Examined(traffic, backend, offsets), tell)
         clock, lookback = check_clock(offsets), check_lookback(settings, backend)
-        return [check_settings(settings), endpoint, points, clock, prometheus, lookback, *read_back]
+        tell("reading the servers")
+        servers = check_servers(settings)
+        return [check_settings(settings), servers, endpoint, points, clock, prometheus, lookback, *read_back]
     finally:
         traffic.close()
         if backend is not None:

@@ -47,6 +47,13 @@ class Rule:
     heartbeat: float | None = None
     urgent: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        for name in ("delta", "relative", "share", "heartbeat"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and value >= 0):
+                raise ValueError(f"Rule: {name} is {value!r}, expected a number of 0 or more")
+
 
 @dataclass(frozen=True, slots=True)
 class Override:
