@@ -116,7 +116,8 @@ def _change(emission: Emission) -> str:
         return amount(new, unit)
     if emission.shape == "monotonic" and isinstance(old, NumberDataPoint) and isinstance(new, NumberDataPoint):
         return f"{amount(old, unit)} → +{written(new.value - old.value, unit)}"
-    return f"{amount(old, unit)} → {amount(new, unit)}"
+    before, after = amount(old, unit), amount(new, unit)
+    return after if before == after else f"{before} → {after}"
 
 
 def _short(key: str) -> str:
