@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "config": {"catalog", "config_rules", "config_values", "errors", "gate"},
     "config_rules": {"catalog", "config_values", "gate"},
     "config_values": set(),
-    "tls": {"config", "errors"},
+    "tls": {"errors"},
     "export": {"gate", "connection", "logs"},
     "otlp_grpc": {"config", "connection", "errors", "export", "logs"},
     "resource": {"config", "sources"},

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from os import environ as process_environ
 from typing import TYPE_CHECKING
 
 from otelperf import __version__, catalog, own
@@ -32,6 +31,8 @@ from otelperf.sources.engines import ENGINES
 from otelperf.sources.engines.server import Server
 
 if TYPE_CHECKING:
+    import ssl
+
     from opentelemetry.sdk.metrics.export import MetricExporter
     from opentelemetry.sdk.resources import Resource
 
@@ -59,7 +60,7 @@ class Agent:
         self,
         settings: Settings,
         *,
-        environ: Mapping[str, str] = process_environ,
+        environ: Mapping[str, str] = os.environ,
         clock: Callable[[], int] | None = None,
         threads: bool = True,
     ) -> None:
@@ -242,12 +243,17 @@ def make_transport(settings: Settings) -> Transport:
         return from_settings(export)
     from otelperf.export import HttpTransport
 
-    tls = None
-    if export.endpoint.startswith("https:"):
-        from otelperf.tls import of_export
+    return HttpTransport(export.endpoint, export.headers, compress=compress, tls=make_tls(settings))
 
-        tls = of_export(export)
-    return HttpTransport(export.endpoint, export.headers, compress=compress, tls=tls)
+
+def make_tls(settings: Settings) -> ssl.SSLContext | None:
+    """Return the TLS context for the way to the Collector; None where it is not by HTTPS. OpenSSL is loaded only then."""
+    export = settings.export
+    if not export.by_https:
+        return None
+    from otelperf.tls import context
+
+    return context(export.certificate, export.client_certificate, export.client_key)
 
 
 def make_servers(settings: Settings) -> tuple[Server, ...]:

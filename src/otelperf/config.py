@@ -161,6 +161,10 @@ def _derived_service(known: Mapping[str, Found], _: Mapping[str, str]) -> Found 
     return Found(name, attributes.origin) if name else None
 
 
+def _is_https(url: str) -> bool:
+    return url[:6].lower() == "https:"
+
+
 def _otlp(name: str) -> tuple[str, str]:
     return f"OTEL_EXPORTER_OTLP_METRICS_{name}", f"OTEL_EXPORTER_OTLP_{name}"
 
@@ -223,6 +227,11 @@ class Export:
     )
     max_points: int = _setting(count(1, 1_000_000), 2000, "Most points in one request.")
     shutdown_timeout: float = _setting(DURATION, 2.0, "Time for the last requests when the agent stops.")
+
+    @property
+    def by_https(self) -> bool:
+        """Whether requests go by OTLP over HTTPS."""
+        return self.protocol != "grpc" and _is_https(self.endpoint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -372,8 +381,7 @@ class Settings:
     @property
     def needs_tls(self) -> bool:
         """Whether HTTPS is spoken to anyone (gRPC brings TLS of its own)."""
-        urls = [*self.server.url, *([self.export.endpoint] if self.export.protocol != "grpc" else [])]
-        return any(url.lower().startswith("https:") for url in urls)
+        return self.export.by_https or any(_is_https(url) for url in self.server.url)
 
     def origin(self, key: str) -> str:
         """Say where the value of *key* came from: a flag, a variable, a file and its line, a profile, ``default``."""

@@ -205,18 +205,14 @@ class Sender:
         return self._drained.wait(timeout)
 
     def _make_room(self, size: int) -> None:
-        while self._queue and self.stats.queue_bytes + size > self.stats.queue_limit:
-            if self._in_flight and len(self._queue) == 1:
-                return  # what is being sent cannot be taken back: the queue is over its limit by one request
-            if self._in_flight:
-                first = self._queue.popleft()
-                self._drop()
-                self._queue.appendleft(first)
-            else:
-                self._drop()
+        """Drop the oldest; what is being sent cannot be taken back, so the queue may be over its limit by that one."""
+        oldest = 1 if self._in_flight else 0
+        while len(self._queue) > oldest and self.stats.queue_bytes + size > self.stats.queue_limit:
+            self._drop(oldest, "queue full, oldest request dropped")
 
-    def _drop(self, why: str = "queue full, oldest request dropped") -> None:
-        request = self._queue.popleft()
+    def _drop(self, index: int, why: str) -> None:
+        request = self._queue[index]
+        del self._queue[index]
         self.stats.queue_bytes -= len(request.body)
         self._count("dropped", request.points)
         self._lost = True
@@ -268,7 +264,7 @@ class Sender:
                 self.stats.retries += 1
                 pause = self._back_off(verdict)
                 if self._monotonic() - request.queued > _OLDEST:
-                    self._drop("request too old, dropped")
+                    self._drop(0, "request too old, dropped")
                 return pause
             self._queue.popleft()
             self.stats.queue_bytes -= len(request.body)

@@ -58,7 +58,8 @@ def resources(
         **({"service.instance.id": user["service.instance.id"]} if "service.instance.id" in user else {}),
     }
     found = {
-        "host": Resource({**host, "service.name": "host", **_node_instance(host)}),
+        # The host is the same whichever pod looks at it.
+        "host": Resource({**host, "service.name": "host", "service.instance.id": _uuid5(f"{_machine(host)}//host")}),
         "agent": Resource(agent),
     }
     for server in servers:
@@ -78,26 +79,19 @@ def _where(host: Mapping[str, Any], pod: Mapping[str, str]) -> str:
     """What tells this pod or machine from others. The machine-id in a pod is its image's, and so the same in many."""
     if "k8s.pod.name" in pod:
         return f"{pod.get('k8s.namespace.name', '')}/{pod['k8s.pod.name']}"
+    return _machine(host)
+
+
+def _machine(host: Mapping[str, Any]) -> str:
     return str(host.get("host.id", host["host.name"]))
-
-
-def _node_instance(host: Mapping[str, Any]) -> dict[str, str]:
-    """The host is the same whichever pod looks at it."""
-    where = host.get("host.id", host["host.name"])
-    return {"service.instance.id": _uuid5(f"{where}//host")}
 
 
 def _host(root: str) -> dict[str, Any]:
     """host.* and os.type; host.id is the machine-id, as the conventions say for Linux."""
     machine = platform.machine()
     arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
-    found = {
-        "host.name": _read(root, "etc/hostname") or socket.gethostname(),
-        "host.arch": arch,
-        "os.type": platform.system().lower(),
-    }
-    if root == "/":
-        found["host.name"] = socket.gethostname()
+    name = socket.gethostname() if root == "/" else _read(root, "etc/hostname") or socket.gethostname()
+    found = {"host.name": name, "host.arch": arch, "os.type": platform.system().lower()}
     machine_id = _read(root, "etc/machine-id") or _read(root, "var/lib/dbus/machine-id")
     # systemd writes "uninitialized" into images, to be replaced at the first boot.
     return {**found, "host.id": machine_id} if machine_id and machine_id != "uninitialized" else found

@@ -138,14 +138,12 @@ class _Slot:
 
     def _judge(self, outcome: _Outcome) -> None:
         before, name = self.health, self.source.name
-        failures = (before.failures if before else 0) + (not outcome.ok and not outcome.absent)
-        success = outcome.time if outcome.ok else (before.last_success if before else None)
-        self.health = Health(name, outcome.ok, outcome.absent, outcome.message, outcome.duration, success, failures)
+        failed = not outcome.ok and not outcome.absent
+        self._report(outcome, outcome.time if outcome.ok else None, failures=int(failed))
         if outcome.absent:
             self.due = self.asked + max(_ABSENT_AGAIN, self.interval)
-        if outcome.absent:
             _log.debug("source absent", source=name, problem=outcome.message)
-        elif not outcome.ok:
+        elif failed:
             _log.trouble("source failed", by=("source",), source=name, problem=outcome.message)
         elif before is not None and not before.ok:
             _log.info("source is back", source=name)
@@ -166,14 +164,17 @@ class _Slot:
 
     def _stuck(self, steady: int) -> None:
         seconds = (steady - self.asked) / _SECOND
-        before = self.health
-        success = before.last_success if before else None
-        failures = before.failures if before else 0
         message = f"no answer for {seconds:.0f} s"
-        self.health = Health(
-            self.source.name, False, False, message, seconds, success, failures
-        )  # by position as above
+        self._report(_Outcome(0, seconds, None, whole=False, ok=False, absent=False, message=message), None, failures=0)
         _log.trouble("source hangs", by=("source",), source=self.source.name, problem=message)
+
+    def _report(self, outcome: _Outcome, success: int | None, failures: int) -> None:
+        """Say how the source is, on top of what was known: the last *success* (Unix ns), and *failures* more."""
+        if self.health is not None:
+            success = success if success is not None else self.health.last_success
+            failures += self.health.failures
+        name, message = self.source.name, outcome.message
+        self.health = Health(name, outcome.ok, outcome.absent, message, outcome.duration, success, failures)
 
 
 class Sampler:

@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING
 
 from otelperf.errors import ConfigError
-
-if TYPE_CHECKING:
-    from otelperf.config import Export
-
-
-def of_export(export: Export) -> ssl.SSLContext:
-    """Return the context for the way to the Collector."""
-    return context(export.certificate, export.client_certificate, export.client_key)
 
 
 def context(certificate: str | None, client_certificate: str | None, client_key: str | None) -> ssl.SSLContext:

@@ -8,6 +8,7 @@ from json import loads
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from otelperf.agent import make_tls
 from otelperf.config_values import show_duration
 from otelperf.connection import Answer, Connection, HttpError, Timeout, TooLarge, Unreachable, without_login
 from otelperf.doctor.asking import TIMEOUT, Offset, answered, date_offset, shown_endpoint, without_password
@@ -80,7 +81,7 @@ def check_endpoint(settings: Settings, transport: Transport) -> tuple[Finding, O
     if settings.export.protocol == "grpc":
         return _judged_call(settings, transport.send(b"", _timeout(settings))), None
     url, login = without_login(settings.export.endpoint)
-    connection = Connection(url, _tls(settings))
+    connection = Connection(url, make_tls(settings))
     headers = {**login, **settings.export.headers, "content-type": "application/x-protobuf"}
     sent = time.time()
     try:
@@ -97,14 +98,6 @@ def check_endpoint(settings: Settings, transport: Transport) -> tuple[Finding, O
 
 def _timeout(settings: Settings) -> float:
     return min(settings.export.timeout, TIMEOUT)
-
-
-def _tls(settings: Settings) -> ssl.SSLContext | None:
-    if not settings.export.endpoint.startswith("https:"):
-        return None
-    from otelperf.tls import of_export
-
-    return of_export(settings.export)
 
 
 def _silence(settings: Settings, error: HttpError) -> tuple[str, str]:

@@ -27,7 +27,7 @@ from otelperf.gate.tree import Family, Scope, Tray, Waiting, metrics_data, shape
 
 _logger = logging.getLogger(__name__)
 
-_URGENT = {"threshold", "state", "end"}
+_URGENT = {"threshold", "state"}
 _LEAST_STEP = 1_000_000  # Prometheus counts in ms: two points of a stream within one would be a duplicate
 _STREAMS_PER_PHASE = 50
 _PHASES = 5
