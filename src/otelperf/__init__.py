@@ -6,14 +6,16 @@ Importing this does no work: each name is loaded when it is first used.
 TYPE_CHECKING = False  # importing it from typing would take 8 ms; type checkers know the name
 
 if TYPE_CHECKING:
+    from otelperf.gate.budget import Budget
     from otelperf.gate.metrics import DeltaGate
     from otelperf.gate.policy import Override, Policy, Rule, Threshold
 
     __version__: str
 
-__all__ = ["DeltaGate", "Override", "Policy", "Rule", "Threshold", "__version__"]
+__all__ = ["Budget", "DeltaGate", "Override", "Policy", "Rule", "Threshold", "__version__"]
 
 _HOMES = {
+    "Budget": "otelperf.gate.budget",
     "DeltaGate": "otelperf.gate.metrics",
     "Override": "otelperf.gate.policy",
     "Policy": "otelperf.gate.policy",

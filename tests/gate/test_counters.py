@@ -26,23 +26,13 @@ def spread(runs: list[tuple[int, int]]) -> list[int]:
     return totals
 
 
-def on_the_line(series: list[tuple[float, float]], second: float) -> float:
-    before = [p for p in series if p[0] <= second][-1]
-    after = next((p for p in series if p[0] >= second), before)  # nothing new after the last: it was flat
-    if before[0] == after[0]:
-        return before[1]
-    return before[1] + (after[1] - before[1]) * (second - before[0]) / (after[0] - before[0])
-
-
-def test_a_steady_counter_comes_to_need_no_more_than_its_heartbeat() -> None:
-    """It takes a while: Prometheus extrapolates no further than the mean spacing in the window, so that can only grow by steps."""
+def test_a_steady_counter_needs_two_points_in_the_shortest_window() -> None:
     world = World({"m": TEN_PERCENT})
     for second in range(2001):
         world.count(second * 100)
     world.flush()
     times = [t for t, _ in world.series()]
-    assert len([t for t in times if t <= 600]) <= 40
-    assert len([t for t in times if t > 1000]) <= 21
+    assert len([t for t in times if t > 1000]) <= 1000 / 20
 
 
 def test_an_idle_counter_only_beats() -> None:
@@ -53,14 +43,12 @@ def test_an_idle_counter_only_beats() -> None:
     assert [t for t, _ in world.series()] == [0, 50, 100, 150, 200]
 
 
-def test_the_point_before_a_bend_goes_first_at_its_own_time() -> None:
+def test_a_jump_is_told_at_once() -> None:
     world = World({"m": TEN_PERCENT})
     for second in range(30):
         world.count(0 if second < 20 else (second - 19) * 100)
     world.flush()
-    series = world.series()
-    assert series[:3] == [(0, 0), (19, 0), (20, 100)]
-    assert sorted(series) == series
+    assert (20, 100) in world.series()
 
 
 def test_every_change_is_told_if_nothing_is_tolerated() -> None:
@@ -71,11 +59,10 @@ def test_every_change_is_told_if_nothing_is_tolerated() -> None:
     assert world.series() == [(t, t * 10) for t in range(30)]
 
 
-@given(GAINS, st.sampled_from([0.05, 0.1, 0.3]), st.sampled_from([0, 30]))
-def test_once_stored_every_point_is_within_the_corridor_of_the_line(
+@given(GAINS, st.sampled_from([0.1, 0.25]), st.sampled_from([0, 30]))
+def test_every_value_sent_is_a_reading_at_its_own_time(
     runs: list[tuple[int, int]], relative: float, delta: float
 ) -> None:
-    """The corridor is half of what was tolerated when the point was held: max(delta, relative * increase in 2 min) / 2."""
     world = World({"m": Rule(kind="trend", relative=relative, delta=delta)})
     totals = spread(runs)
     for total in totals:
@@ -83,29 +70,67 @@ def test_once_stored_every_point_is_within_the_corridor_of_the_line(
     world.gate.end_streams()
     series = world.series()
     assert dict(series) == {t: totals[int(t)] for t, _ in series}
-    for second, total in enumerate(totals):
-        increase = total - min(on_the_line(series, max(0, second - 120)), totals[max(0, second - 120)])
-        slack = max(delta, relative * increase) / 2  # the start of the window may itself lie off the line by a corridor
-        before = max(0, second - 120)
-        slack += relative * abs(on_the_line(series, before) - totals[before]) / 2
-        assert abs(on_the_line(series, second) - total) <= slack + 1e-6
+    assert len(series) == len(dict(series))
+    assert max(series) == (max(t for t, _ in series), totals[-1])
 
 
-@given(GAINS, st.sampled_from([0.05, 0.1, 0.3]), st.sampled_from([0, 30]))
-def test_read_now_either_little_is_unsent_or_the_rate_is_right(
+WINDOWS = {
+    60: (0.5, 2**0.5),
+    120: (1.0, 1.0),
+    300: (2.5, 0.4**0.5),
+}  # seconds: what multiplies the delta, and the share
+
+
+@given(GAINS, st.sampled_from([0.1, 0.25]), st.sampled_from([10, 30]))
+def test_what_rate_reads_now_is_what_the_readings_say(
     runs: list[tuple[int, int]], relative: float, delta: float
 ) -> None:
-    """The live promise, at each tick, from what was let out up to then (the linger delays it by 5 s at most)."""
+    """The live promise, at each tick and in each window, from what was let out up to then.
+
+    Readings are remembered 3 s apart (or 10 s, where it stands still), so a window's start is known to what that brought.
+    Where no one or two of them bring the rate nearer it may be off by more, for a few seconds.
+    """
     world = World({"m": Rule(kind="trend", relative=relative, delta=delta)}, linger=0)
-    for second, total in enumerate(spread(runs)):
+    totals = spread(runs)
+    outside = dict.fromkeys(WINDOWS, 0)
+    for second, total in enumerate(totals):
         world.count(total)
-        sent = world.series()
-        points = [*sent, (float(second), float(total))]
-        true = total - on_the_line(points, max(sent[0][0], second - 120.0))
-        tolerated = max(delta, relative * true)
-        read = increase_as_prometheus_has_it([(t * SECOND, v) for t, v in sent], second * SECOND, 120 * SECOND)
-        unsent = total - sent[-1][1]
-        assert unsent <= tolerated + 1e-6 or (read is not None and abs(read - true) <= tolerated + 1e-6)
+        sent = [(int(t * SECOND), v) for t, v in sorted(world.series())]
+        for window, (widen, narrow) in WINDOWS.items():
+            start = max(0, second - window)
+            true = total - totals[start]
+            tolerated = max(delta * widen, relative * narrow * true)
+            tolerated += totals[min(second, start + 3)] - totals[max(0, start - 3)]
+            read = increase_as_prometheus_has_it(sent, second * SECOND, window * SECOND)
+            outside[window] = outside[window] + 1 if abs((read or 0.0) - true) > tolerated * 1.01 else 0
+            assert outside[window] <= 10
+
+
+def test_a_counter_that_has_stopped_is_read_right_while_its_last_gains_leave_the_window() -> None:
+    """A hundred a second, then nothing: what lies before the first point in the window would not be seen, so it is sent late."""
+    world = World({"m": Rule(kind="trend", relative=0.25, delta=10)})
+    for second in range(600):
+        world.count(min(second, 300) * 100)
+        if second in range(310, 420):
+            read = increase_as_prometheus_has_it(
+                [(int(t * SECOND), v) for t, v in sorted(world.series())], second * SECOND, 120 * SECOND
+            )
+            true = max(0, 300 - (second - 120)) * 100
+            assert read is not None
+            assert abs(read - true) <= 0.26 * true + 300
+    times = [t for t, _ in world.series()]
+    assert times != sorted(times)
+    assert world.gate.stats.emitted["previous"] > 0
+
+
+def test_without_earlier_points_times_only_rise() -> None:
+    world = World({"m": Rule(kind="trend", relative=0.25, delta=10)}, previous=False)
+    for second in range(600):
+        world.count(min(second, 300) * 100)
+    world.flush()
+    times = [t for t, _ in world.series()]
+    assert times == sorted(times)
+    assert world.gate.stats.emitted["previous"] == 0
 
 
 # Resets

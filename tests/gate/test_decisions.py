@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from math import inf, isclose, isnan, nan
 from typing import Any
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from otelperf.gate import hold, shape
 from otelperf.gate.clock import Clock
 from otelperf.gate.policy import UNKNOWN, Override, Policy, Rule, Threshold
-from otelperf.gate.trend import Trend, extrapolated_increase
+from otelperf.gate.trend import Trend, extrapolated_increase, watch
 
 SECOND = 1_000_000_000
 VALUES = st.floats(allow_nan=True, allow_infinity=True)
@@ -128,60 +127,76 @@ def test_the_extrapolation_is_that_of_prometheus(steps: list[tuple[int, int]], l
     expected = increase_as_prometheus_has_it(
         [(t * SECOND, float(v)) for t, v in samples], (time + later) * SECOND, 120 * SECOND
     )
-    actual = extrapolated_increase(
-        deque((t * SECOND, float(v)) for t, v in samples), (time + later) * SECOND, 120 * SECOND
-    )
+    actual = extrapolated_increase([(t * SECOND, float(v)) for t, v in samples], (time + later) * SECOND, 120 * SECOND)
     assert (expected is None) == (actual is None)
     if expected is not None and actual is not None:
         assert isclose(expected, actual, rel_tol=1e-9, abs_tol=1e-9)
 
 
-def test_a_steady_counter_is_read_right_from_two_points() -> None:
+WATCH = watch(120 * SECOND)
+
+
+def test_a_steady_counter_is_read_right_from_few_points() -> None:
     trend = Trend(0, 0.0)
-    trend.emitted(10 * SECOND, 100.0, 120 * SECOND)
-    trend.emitted(60 * SECOND, 600.0, 120 * SECOND)
-    assert not trend.misread(90 * SECOND, 900.0, 120 * SECOND, 1e-6)
-    assert trend.misread(90 * SECOND, 1500.0, 120 * SECOND, 100.0)
+    for second in range(1, 101):
+        if second in {30, 60, 90}:
+            trend.sent(second * SECOND, second * 10.0, WATCH)
+        else:
+            trend.held(second * SECOND, second * 10.0, WATCH)
+    assert trend.due(101 * SECOND, 1010.0, WATCH, 0.0, 0.1) == []
+    assert trend.due(101 * SECOND, 2000.0, WATCH, 0.0, 0.1)[-1] == (101 * SECOND, 2000.0)
 
 
-def test_a_rate_from_one_point_is_misread() -> None:
-    assert Trend(0, 0.0).misread(SECOND, 1.0, 120 * SECOND, 1e9)
+def test_a_rate_that_matters_needs_two_points() -> None:
+    assert Trend(0, 0.0).due(SECOND, 5.0, WATCH, 10.0, 0.0) == []
+    assert Trend(0, 0.0).due(SECOND, 11.0, WATCH, 10.0, 0.0) == [(SECOND, 11.0)]
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"), [(20.0, False), (24.0, False), (24.1, True), (16.0, False), (15.9, True)]
-)
-def test_a_line_must_carry_what_was_held(value: float, expected: bool) -> None:
+def test_two_readings_go_where_one_is_not_enough() -> None:
+    """Nothing sent lies in the last minute: one point in it would be no answer."""
     trend = Trend(0, 0.0)
-    trend.held(SECOND, 10.0, 4.0)  # the corridor is half of that
-    assert expected == trend.bent(2 * SECOND, value)
+    trend.sent(SECOND, 0.0, WATCH)
+    for second in range(2, 100):
+        trend.held(second * SECOND, float(second), WATCH)
+    due = trend.due(100 * SECOND, 100.0, WATCH, 10.0, 0.0)
+    assert len(due) >= 2
+    assert due == sorted(due)
 
 
-@given(st.lists(st.integers(0, 50), min_size=2, max_size=40), st.floats(0, 50))
-def test_a_line_that_is_not_bent_carries_every_point(gains: list[int], tolerated: float) -> None:
-    trend, value = Trend(0, 0.0), 0
-    held: list[tuple[int, int]] = []
-    for second, gain in enumerate(gains, 1):
+def test_what_stands_still_is_remembered_by_few_readings() -> None:
+    trend = Trend(0, 7)
+    for second in range(1, 500):
+        trend.held(second * SECOND, 7, WATCH)
+    assert trend.value_at(250 * SECOND, 500 * SECOND, 7) == 7
+    assert len(trend._times) <= 32
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=400))
+def test_what_is_remembered_of_a_counter_is_bounded(gains: list[int]) -> None:
+    trend, value = Trend(0, 0), 0
+    for tick, gain in enumerate(gains * 4, 1):
         value += gain
-        if trend.bent(second * SECOND, value):
-            break
-        for at, then in held:
-            assert abs(value * at / second - then) <= tolerated / 2 + 1e-6
-        trend.held(second * SECOND, value, tolerated)
-        held.append((second, value))
+        trend.held(tick * SECOND // 10, value, WATCH)
+    assert len(trend._times) <= 1000
+    assert sorted(trend._values) == list(trend._values)
 
 
-def test_the_increase_starts_on_the_line_between_emissions() -> None:
-    trend = Trend(0, 0.0)
-    trend.emitted(100 * SECOND, 100.0, 120 * SECOND)
-    assert trend.increase(150 * SECOND, 200.0, 120 * SECOND) == 170.0
-    assert trend.increase(240 * SECOND, 200.0, 120 * SECOND) == pytest.approx(200.0 - (100 + 100 * 20 / 140))
+@pytest.mark.parametrize("value", [2**62, 2**53 + 1, 0.1])
+def test_a_reading_sent_late_is_exactly_what_was_read(value: float) -> None:
+    trend = Trend(0, value)
+    for second in range(1, 10):
+        trend.held(second * SECOND, value + second, WATCH)
+    late = trend.due(100 * SECOND, value + 1000, WATCH, 1.0, 0.0)
+    assert {point for point in late if point[0] < 100 * SECOND} <= {(s * SECOND, value + s) for s in range(10)}
 
 
-def test_a_large_integer_counter_keeps_its_corridor() -> None:
-    trend = Trend(0, 2**62)
-    trend.held(SECOND, 2**62 + 1, 1.0)
-    assert not trend.bent(2 * SECOND, 2**62 + 2)
+def test_a_counter_that_turns_from_whole_to_broken_numbers_begins_its_memory_anew() -> None:
+    trend = Trend(0, 1)
+    trend.held(10 * SECOND, 1.5, WATCH)
+    trend.held(20 * SECOND, 2, WATCH)
+    trend.held(30 * SECOND, 2**53 + 1, WATCH)
+    assert trend.reading(30 * SECOND, WATCH) == (30 * SECOND, 2**53 + 1)
+    assert trend.reading(20 * SECOND, WATCH) is None
 
 
 # Shape

@@ -206,9 +206,10 @@ def test_a_shutdown_marks_every_stream_and_nothing_follows() -> None:
 def test_the_end_spares_what_lives_on_but_sends_what_waits() -> None:
     world = World({"m": Rule(delta=0.5)})
     server = Resource({"service.name": "server"})
-    for value in (1.0, 2.0):
-        world.tick(gauge("m", number(world.now, value)), resource=server, seconds=0)
-        world.tick(gauge("m", number(world.now, value)))
+    for values in ((1.0,), (1.0, 3.0)):  # the second one is new, and waits
+        points = [number(world.now, value, {"n": value}) for value in values]
+        world.tick(gauge("m", *points), resource=server, seconds=0)
+        world.tick(gauge("m", *points))
     world.gate.end_streams(spare=lambda resource: resource == server)
     last = world.recorder.requests[-1]
     by_resource = {
@@ -220,7 +221,7 @@ def test_the_end_spares_what_lives_on_but_sends_what_waits() -> None:
         ]
         for r in last.resource_metrics
     }
-    assert by_resource == {server: [2.0], RESOURCE: [1.0, 2.0, "mark"]}
+    assert by_resource == {server: [3.0], RESOURCE: [1.0, 3.0, "mark", "mark"]}
 
 
 def test_a_scope_that_ends_and_returns_within_the_linger_is_in_the_request_once() -> None:

@@ -180,10 +180,10 @@ def test_a_gate_whose_clock_stands_or_steps_back_still_judges() -> None:
 def test_there_is_one_entry_a_resource_a_scope_and_a_metric_and_none_is_empty() -> None:
     world = World({"a": HALF, "b": HALF, "still": HALF})
     server = Resource({"service.name": "server"})
-    for value in (0.0, 1.0, 2.0):
+    for second in (0, 1, 2):
         points = [
-            gauge("a", number(world.now, value)),
-            gauge("b", number(world.now, value)),
+            gauge("a", *(number(world.now, 1.0, {"new": n}) for n in range(second + 1))),
+            gauge("b", *(number(world.now, 1.0, {"new": n}) for n in range(second + 1))),
             gauge("still", number(world.now, 0.0)),
         ]
         world.gate.export(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from otelperf.gate.policy import Threshold
 
+_INFINITY = float("inf")
+
 
 def moved(value: float, held: float, delta: float, relative: float) -> bool:
     """Say whether *value* is further from the last emitted one than both measures allow (strictly; NaN only on entry and leaving).
@@ -17,7 +19,7 @@ def moved(value: float, held: float, delta: float, relative: float) -> bool:
     if value == held:
         return False
     # An infinity is moved to or from, whatever the delta.
-    return not abs(value - held) <= max(delta, relative * abs(held)) or abs(held) == float("inf")
+    return not abs(value - held) <= max(delta, relative * abs(held)) or _INFINITY in (abs(held), abs(value))
 
 
 def crossed(value: float, held: float, thresholds: Sequence[Threshold]) -> bool:

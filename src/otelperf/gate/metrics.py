@@ -13,21 +13,31 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from zlib import crc32
 
-from opentelemetry.sdk.metrics.export import Metric, MetricExporter, MetricExportResult, MetricsData, ResourceMetrics
+from opentelemetry.sdk.metrics.export import (
+    HistogramDataPoint,
+    Metric,
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+    ResourceMetrics,
+)
 from opentelemetry.sdk.resources import Resource
 
+from otelperf.gate.budget import Account, Budget
 from otelperf.gate.clock import Clock
 from otelperf.gate.marks import DataPoint, HistogramMark, is_mark, mark
 from otelperf.gate.policy import Policy
-from otelperf.gate.stream import SECOND, Stream
-from otelperf.gate.tree import Family, Scope, Tray, Waiting, metrics_data, shape_of
+from otelperf.gate.stream import SECOND, Bound, Stream, Terms
+from otelperf.gate.tree import Family, Scope, Tray, Waiting, infos, metrics_data, one_each, shape_of
+from otelperf.gate.trend import watch
 
 _logger = logging.getLogger(__name__)
 
-_URGENT = {"threshold", "state"}
+# What may wait for others to share a request: what says that nothing has happened, or comes seldom anyway.
+_PATIENT = {"heartbeat", "first", "again", "off", "quantile"}
 _LEAST_STEP = 1_000_000  # Prometheus counts in ms: two points of a stream within one would be a duplicate
 _STREAMS_PER_PHASE = 50
 _PHASES = 5
@@ -50,13 +60,19 @@ class Emission(NamedTuple):
 
 @dataclass(slots=True)
 class GateStats:
-    """What the gate did since it was made."""
+    """What the gate did since it was made.
+
+    *samples* are what was let out as Prometheus stores it (a classic histogram is one a bucket, and two), ``target_info``
+    included. *factor* is what the budget multiplies all deltas by.
+    """
 
     seen: int = 0
     suppressed: int = 0
     refused: int = 0
     streams: int = 0
     emitted: Counter[str] = field(default_factory=Counter)
+    samples: int = 0
+    factor: float = 1.0
 
 
 class _Verdicts:
@@ -72,12 +88,15 @@ class _Verdicts:
 class DeltaGate(MetricExporter):
     """Forward to *exporter* only what moved by more than its rule in *policy* allows, and a heartbeat.
 
-    Times are in seconds. *heartbeat*: longest silence of a living stream. *linger*: how long an ordinary emission may wait
+    Times are in seconds. *heartbeat*: longest silence of a living stream. *linger*: how long what is no change may wait
     for others (not at all when exports come further apart than that). *gone_after*: absence after which a stream has ended;
     None is two heartbeats or three of the stream's own intervals, whichever is longer. Scopes named in *complete* always list
     all their streams, so there absence is the end at once. *rate_window*: the window that rules and boards use in ``rate()``.
     *histogram_interval*: least time between two emissions of a histogram. *max_streams*: new ones beyond it are refused.
     *max_points*: most in one call of *exporter*. *clock* gives Unix time in ns. *observe* is told each emission.
+    *budget*: deltas grow as far as it takes to keep it. *previous*: whether a point older than the stream's last may be sent;
+    where not, no request holds two points of one stream either. *spacing*: least time between two points of a stream, its end
+    and resets aside. *native_histograms*: a histogram is counted as one sample.
 
     A value counts as sent only when *exporter* answered SUCCESS; after a failure the stream is sent anew.
     Delta temporality is passed through ungated: a point held back would be lost.
@@ -97,6 +116,10 @@ class DeltaGate(MetricExporter):
         histogram_interval: float = 30.0,
         max_streams: int = 100_000,
         max_points: int = 2000,
+        budget: Budget | None = None,
+        previous: bool = True,
+        spacing: float = 0.0,
+        native_histograms: bool = False,
         observe: Callable[[Emission], None] | None = None,
     ) -> None:
         super().__init__(
@@ -111,8 +134,15 @@ class DeltaGate(MetricExporter):
         self._linger = int(linger * SECOND)
         self._gone_after = None if gone_after is None else int(gone_after * SECOND)
         self._complete = frozenset(complete)
-        self._window = int(rate_window * SECOND)
-        self._histogram_interval = int(histogram_interval * SECOND)
+        self._terms = Terms(
+            watch(int(rate_window * SECOND)),
+            int(histogram_interval * SECOND),
+            max(0, int(spacing * SECOND) - _LEAST_STEP),  # readings are not taken to the millisecond
+            earlier=previous,
+        )
+        self._budget = budget or Budget()
+        self._account: Account | None = None  # opened at the first export
+        self._native = native_histograms
         self._max_streams = max_streams
         self._max_points = max_points
         self._observe = observe
@@ -131,6 +161,7 @@ class DeltaGate(MetricExporter):
             if self._closed:
                 return MetricExportResult.FAILURE
             now = max(self._clock(), self._last_export + 1)
+            self._set_terms(now)
             if self._forget:
                 self._forget = False
                 self._forget_all()
@@ -140,6 +171,26 @@ class DeltaGate(MetricExporter):
             tick = now - self._last_export if self._last_export else self._linger + 1
             self._last_export = now
             return self._flush(timeout_millis, lambda tray: tray.urgent or now - tray.oldest + tick > self._linger)
+
+    def bounds(self) -> dict[str, Bound]:
+        """Return by metric the widest delta and share that any of its streams may be off by now, the budget's factor included.
+
+        Metrics whose every change is sent, or that have no delta (uptimes), are not in it.
+        """
+        with self._lock:
+            found: dict[str, Bound] = {}
+            seen: set[tuple[str, int]] = set()
+            for tray in self._trays.values():
+                for stream in tray.streams():
+                    same = stream.name, id(stream.rule)
+                    if same in seen and stream.account is None and not stream.rule.share:
+                        continue
+                    seen.add(same)
+                    bound = stream.bound(self._terms)
+                    if bound is not None:
+                        old = found.get(stream.name, bound)
+                        found[stream.name] = Bound(max(old.delta, bound.delta), max(old.relative, bound.relative))
+            return found
 
     def forget(self) -> None:
         """Take nothing as sent: the next export lets every stream out. May be called from any thread."""
@@ -151,6 +202,7 @@ class DeltaGate(MetricExporter):
             now = self._clock()
             for tray in self._trays.values():
                 tray.oldest = 0
+                tray.waiting = [item for item in tray.waiting if item.last]  # of the rest something newer is sent
                 for stream in tray.streams():
                     stream.least, stream.listed = 0, now
                     stream.doubt("again")
@@ -180,6 +232,21 @@ class DeltaGate(MetricExporter):
         """End every stream and shut the inner exporter down."""
         self.end_streams(timeout_millis=timeout_millis)
         self._exporter.shutdown(timeout_millis, **kwargs)
+
+    def _set_terms(self, now: int) -> None:
+        terms, budget = self._terms, self._budget
+        terms.now = now
+        if budget.total is None:
+            return
+        if self._account is None:
+            self._account = Account(budget.total, budget.finest, now)
+        terms.factor = self.stats.factor = self._account.pay(now)
+        if self._account.exhausted:
+            self._tell(
+                "budget",
+                "budget is less than what heartbeats and states cost samples_a_minute=%g: every delta is at its widest",
+                budget.total,
+            )
 
     # -- judging
 
@@ -216,25 +283,46 @@ class DeltaGate(MetricExporter):
             if fresh is None:
                 continue
             self.stats.seen += 1
-            unsent = stream.take(fresh)
-            if unsent is not None:
-                self._put(family, stream, unsent, "reset", now)
-            reason = stream.reason(self._window, self._histogram_interval) or self._heart(stream, fresh, tray)
+            self._take(stream, fresh, now)
+            reason = stream.reason(self._terms)
+            if reason in {None, "previous"} and not stream.early(self._terms):
+                reason = self._heart(stream, fresh, tray) or reason
             if reason is None:
                 verdicts.hold.append(stream)
             else:
                 verdicts.emit.append((stream, reason))
 
+    def _take(self, stream: Stream, point: DataPoint, now: int) -> None:
+        """Let the stream have its newest point; the total before a reset must not be lost."""
+        unsent = stream.take(point)
+        if unsent is not None:
+            self._put(stream.family, stream, unsent, "reset", now, last="total")
+        elif stream.because == "reset" and stream.emitted is None:
+            stream.family.scope.tray.keep_total(stream)
+
     def _settle(self, verdicts: _Verdicts, now: int) -> None:
         """Let out what must go and what is grouped with it, and hold the rest."""
-        follow = {id(stream.group) for stream, _ in verdicts.emit if stream.group is not None}
+        follow: dict[int, set[int]] = {}  # groups of which something goes, and the times of earlier readings that do
         for stream, reason in verdicts.emit:
-            self._emit(stream, reason, now)
-        for stream in verdicts.hold:
-            if follow and id(stream.group) in follow:
+            if stream.group is None:
+                continue
+            if reason != "previous":
+                follow.setdefault(id(stream.group), set())
+            if stream.due:
+                follow.setdefault(id(stream.group), set()).update(stream.due)
+        newest = {id(stream.group) for stream, reason in verdicts.emit if reason != "previous"}
+        held: list[tuple[Stream, str | None]] = [(stream, None) for stream in verdicts.hold]
+        for stream, why in (*verdicts.emit, *held):
+            group = id(stream.group)
+            if stream.group is not None and group in follow:
+                stream.join(follow[group], self._terms)
+            if why is not None and why != "previous":
+                self._emit(stream, why, now)
+            elif stream.group is not None and group in newest and stream.follows(self._terms):
                 self._emit(stream, "group", now)
             else:
-                stream.hold()
+                self._emit_earlier(stream, now)
+                stream.hold(self._terms)
                 self.stats.suppressed += 1
         verdicts.emit.clear()
         verdicts.hold.clear()
@@ -263,6 +351,8 @@ class DeltaGate(MetricExporter):
         rule = self._policy.rule(name, family.shape.replace("exponential", "histogram"), point.attributes or {})
         phase = crc32((rule.group or name).encode())
         stream = Stream(name, point.attributes, rule, phase, cumulative=family.shape not in {"gauge", "sum"})
+        if self._budget.per_stream is not None:
+            stream.account = Account(self._budget.per_stream, self._budget.finest, self._terms.now)
         family.add(stream)
         self.stats.streams += 1
         if self._ended:
@@ -275,7 +365,7 @@ class DeltaGate(MetricExporter):
         """Due at the heartbeat; or earlier, at the phase that the stream shares with others, so that they share a request."""
         heartbeat = self._heartbeat if stream.rule.heartbeat is None else int(stream.rule.heartbeat * SECOND)
         time = point.time_unix_nano
-        age = time - stream.emitted.time_unix_nano  # type: ignore[union-attr] # reason() was None, so one was emitted
+        age = time - stream.emitted.time_unix_nano  # type: ignore[union-attr] # reason() told nothing new, so one was emitted
         if age >= heartbeat - stream.step // 2:
             return "heartbeat"
         if age >= self._earliest(stream.rule.kind, heartbeat):
@@ -290,7 +380,7 @@ class DeltaGate(MetricExporter):
         if kind == "trend":
             # Prometheus extrapolates by the mean spacing: one short gap costs two more points.
             return heartbeat * 4 // 5
-        return max(heartbeat // 2, self._histogram_interval) if kind == "histogram" else heartbeat // 2
+        return max(heartbeat // 2, self._terms.histogram_interval) if kind == "histogram" else heartbeat // 2
 
     # -- ending
 
@@ -317,11 +407,13 @@ class DeltaGate(MetricExporter):
         if point is not None and stream.known:
             unsent = stream.unsent()
             if unsent is not None:
-                self._put(family, stream, unsent, "end", now)
-            ended = mark(point, max(now, stream.least))
+                self._put(family, stream, unsent, "end", now, last="end")
+            elif stream.cumulative:
+                family.scope.tray.keep_total(stream)
+            ended = mark(unsent or stream.emitted or point, max(now, stream.least))
             if not isinstance(ended, HistogramMark) or getattr(self._exporter, "flags_marks", False):
                 # A stock exporter would send a histogram's mark as an empty histogram, which reads as a reset.
-                self._put(family, stream, ended, "end", now, old=point)
+                self._put(family, stream, ended, "end", now, old=point, last="end")
             if not self._closed:
                 self._remember_end(family.identity(stream), ended.time_unix_nano)
         family.remove(stream)
@@ -344,14 +436,20 @@ class DeltaGate(MetricExporter):
     def _emit(self, stream: Stream, reason: str, now: int) -> None:
         point, old = stream.seen, stream.emitted
         assert point is not None  # judged just now
-        if reason == "bend":
-            previous = stream.remember_previous(self._window)
-            if previous is not None:
-                self._put(stream.family, stream, previous, "previous", now)
+        self._emit_earlier(stream, now)
         finished = stream.finished(point)
-        stream.remember(self._window)
+        stream.remember(self._terms)
         self._put(stream.family, stream, finished, reason, now, old=old)
-        if reason in _URGENT or (stream.rule.urgent and reason != "heartbeat"):
+        rule = stream.rule
+        if reason == "heartbeat" or rule.kind == "histogram":
+            return
+        if reason not in _PATIENT or rule.kind == "state" or rule.thresholds:
+            stream.family.scope.tray.urgent = True
+
+    def _emit_earlier(self, stream: Stream, now: int) -> None:
+        """Let out the readings of a counter that were held back and are wanted now."""
+        for point in stream.earlier(self._terms):
+            self._put(stream.family, stream, point, "previous", now)
             stream.family.scope.tray.urgent = True
 
     def _put(
@@ -362,6 +460,8 @@ class DeltaGate(MetricExporter):
         reason: str,
         now: int,
         old: DataPoint | None = None,
+        *,
+        last: Literal["", "end", "total"] = "",
     ) -> None:
         """Lay a point into its tray, and tell the observer."""
         tray = family.scope.tray
@@ -369,8 +469,14 @@ class DeltaGate(MetricExporter):
             tray.oldest = now
         if reason == "end":
             tray.urgent = True
-        tray.waiting.append(Waiting(family, point, stream, reason == "end"))
+        tray.waiting.append(Waiting(family, point, stream, last))
         self.stats.emitted[reason] += 1
+        samples = 1 if self._native or not isinstance(point, HistogramDataPoint) else len(point.bucket_counts) + 2
+        self._spend(samples)
+        if stream is not None:
+            stream.latest = max(stream.latest, point.time_unix_nano)
+            if stream.account is not None:
+                stream.account.spend(samples)
         if self._observe is not None:
             new = None if reason == "end" and old is not None else point
             self._tell_observer(family, point, reason, old, new)
@@ -399,6 +505,11 @@ class DeltaGate(MetricExporter):
             self.stats.seen += 1
             self._put(family, None, point, "ungated", now)
 
+    def _spend(self, samples: int) -> None:
+        self.stats.samples += samples
+        if self._account is not None:
+            self._account.spend(samples)
+
     def _flush(self, timeout_millis: float, due: Callable[[Tray], bool]) -> MetricExportResult:
         waiting: list[Waiting] = []
         for tray in self._trays.values():
@@ -407,28 +518,41 @@ class DeltaGate(MetricExporter):
                 tray.waiting = []
                 tray.urgent = False
         result = MetricExportResult.SUCCESS
-        for begin in range(0, len(waiting), self._max_points):
-            chunk = waiting[begin : begin + self._max_points]
-            if not self._send(metrics_data(chunk), timeout_millis):
-                result = MetricExportResult.FAILURE
-                self._send_again(chunk)
+        for batch in [waiting] if self._terms.earlier else one_each(waiting):
+            for begin in range(0, len(batch), self._max_points):
+                chunk = batch[begin : begin + self._max_points]
+                self._spend(infos(chunk))
+                if not self._send(metrics_data(chunk), timeout_millis):
+                    result = MetricExportResult.FAILURE
+                    self._send_again(chunk)
         return result
 
     def _send_again(self, chunk: list[Waiting]) -> None:
-        """Take what failed as not sent. Marks wait for another try, unless the stream is back or has ended anew since."""
+        """Take what failed as not sent.
+
+        Marks, and totals before them, wait for another try, unless the stream is back or has ended anew since. A total before
+        a reset gets one more try: nothing later says it, but it must not block what comes later either.
+        """
         for item, follower in zip(chunk, [*chunk[1:], chunk[-1]], strict=True):
             if item.stream is None:
                 continue
             if not item.last:
                 item.stream.doubt("again")
                 continue
+            if item.last == "total":
+                if self._terms.earlier:
+                    self._wait(item._replace(stream=None))
+                continue
             end = item if is_mark(item.point) else follower  # a total goes with the mark behind it
             ended = self._ended.get(item.family.identity(item.stream))
             if end.stream is item.stream and end.point.time_unix_nano == ended:
-                tray = item.family.scope.tray
-                if not tray.waiting:
-                    tray.oldest = self._last_export
-                tray.waiting.append(item)
+                self._wait(item)
+
+    def _wait(self, item: Waiting) -> None:
+        tray = item.family.scope.tray
+        if not tray.waiting:
+            tray.oldest = self._last_export
+        tray.waiting.append(item)
 
     def _send(self, data: MetricsData, timeout_millis: float) -> bool:
         try:

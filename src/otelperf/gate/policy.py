@@ -53,6 +53,8 @@ class Rule:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and value >= 0):
                 raise ValueError(f"Rule: {name} is {value!r}, expected a number of 0 or more")
+        if self.heartbeat == float("inf"):
+            raise ValueError("Rule: heartbeat is inf, expected seconds; a series that is silent for 5 min is gone")
 
 
 @dataclass(frozen=True, slots=True)

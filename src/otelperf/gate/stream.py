@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, NumberDataPoint
 
 from otelperf.gate import hold, shape
-from otelperf.gate.trend import Trend
+from otelperf.gate.trend import Point, Trend, Watch
 
 if TYPE_CHECKING:
+    from otelperf.gate.budget import Account
     from otelperf.gate.marks import DataPoint
     from otelperf.gate.policy import Rule
     from otelperf.gate.tree import Family
@@ -20,6 +21,28 @@ if TYPE_CHECKING:
 SECOND = 1_000_000_000
 _EXEMPLARS = 20  # at most, carried from held points to the next emission
 _RESTART = SECOND  # a start time that moves by less is the jitter of a computed boot time, not a restart
+
+
+_NOTHING: list[Point] = []
+
+
+class Bound(NamedTuple):
+    """How far a stream may be from what was sent of it: *delta* in its unit, *relative* a share; the larger counts."""
+
+    delta: float
+    relative: float
+
+
+@dataclass(slots=True)
+class Terms:
+    """What a gate judges all its streams by. *factor* is the budget's, *earlier* whether older points than the last may go."""
+
+    watch: Watch
+    histogram_interval: int
+    spacing: int
+    earlier: bool
+    factor: float = 1.0
+    now: int = 0
 
 
 class Group:
@@ -37,12 +60,13 @@ class Stream:
     """A stream and its rule. Times are Unix ns; *cumulative* streams count up from a start (counters, histograms)."""
 
     __slots__ = (
-        "_allowed",
         "_carried",
         "_counts",
+        "_due",
         "_quantiles",
         "_start",
         "_trend",
+        "account",
         "attributes",
         "because",
         "cumulative",
@@ -50,6 +74,7 @@ class Stream:
         "family",
         "group",
         "known",
+        "latest",
         "least",
         "listed",
         "name",
@@ -70,14 +95,16 @@ class Stream:
         self.because = "first"  # why there is nothing emitted to compare with
         self.family: Family  # set when the family takes it in
         self.group: Group | None = None
+        self.account: Account | None = None  # of its own budget
         self.seen: DataPoint | None = None
         self.emitted: DataPoint | None = None
+        self.latest = 0  # the time of the newest point let out, also of one that was lost
         self.step = 0  # between the last two points seen
         self.read = -1  # the newest point's own time, before it was made to rise
         self.least = 0  # the next point may not be earlier
         self.listed = 0  # when an export last had it, new or not
         self._trend: Trend | None = None
-        self._allowed: float | None = None  # of a counter's increase, unsent, when it was last judged
+        self._due = _NOTHING  # readings of a counter that must be sent, the newest perhaps among them
         self._counts: Sequence[int] = ()
         self._quantiles: tuple[float, ...] = ()
         self._carried: list[Any] = []
@@ -107,7 +134,10 @@ class Stream:
         point, emitted = self.seen, self.emitted
         if not self.cumulative or point is None:
             return None
-        return self.finished(point) if emitted is None or _amount(point) != _amount(emitted) else None
+        if emitted is None:
+            return self.finished(point)
+        amount, sent = _amount(point), _amount(emitted)
+        return None if amount == sent or (amount != amount and sent != sent) else self.finished(point)
 
     def doubt(self, because: str) -> None:
         """Take nothing as emitted, so that the next point goes, and say why."""
@@ -125,7 +155,7 @@ class Stream:
             self._carried = []
         return replace(point, **changes) if changes else point
 
-    def remember(self, window: int) -> None:
+    def remember(self, terms: Terms) -> None:
         """Take the newest point as emitted."""
         point = self.seen
         assert point is not None  # only streams that were seen are emitted
@@ -134,7 +164,7 @@ class Stream:
             if self._trend is None or self.emitted is None or not (isfinite(amount) and isfinite(self._trend.last[1])):
                 self._trend = Trend(point.time_unix_nano, amount)
             else:
-                self._trend.emitted(point.time_unix_nano, amount, window)
+                self._trend.sent(point.time_unix_nano, amount, terms.watch)
         if isinstance(point, HistogramDataPoint):
             if self.emitted is not None:
                 self._quantiles = self._quantiles_of(point)
@@ -142,28 +172,68 @@ class Stream:
         self.emitted = point
         self.known = True
 
-    def remember_previous(self, window: int) -> DataPoint | None:
-        """Take the point held back before the newest as emitted, if there is one, and return it."""
-        if self._trend is None or self._trend.previous is None or not isinstance(self.seen, NumberDataPoint):
-            return None
-        time, value = self._trend.previous
-        self._trend.emitted(time, value, window)
-        start = self.seen.start_time_unix_nano or min(self._start, time)
-        return NumberDataPoint(self.seen.attributes, start, time, value)
+    def earlier(self, terms: Terms) -> list[NumberDataPoint]:
+        """Take the readings before the newest that are due as emitted, and return them, oldest first."""
+        point, trend = self.seen, self._trend
+        if trend is None or not isinstance(point, NumberDataPoint):
+            return []
+        found = []
+        for time, value in self._due:
+            if time < point.time_unix_nano:
+                trend.sent(time, value, terms.watch)
+                start = point.start_time_unix_nano or min(self._start, time)
+                found.append(NumberDataPoint(point.attributes, start, time, value))
+        return found
 
-    def hold(self) -> None:
+    @property
+    def due(self) -> list[int]:
+        """The times of the earlier readings that must be sent."""
+        point = self.seen
+        return [time for time, _ in self._due if point is not None and time < point.time_unix_nano]
+
+    def join(self, times: Iterable[int], terms: Terms) -> None:
+        """Let what was read at these times be due as well, because it is of others in the group."""
+        if self._trend is not None and self.rule.kind == "trend" and self.emitted is not None and self.follows(terms):
+            wanted = {*self._due, *filter(None, (self._trend.reading(time, terms.watch) for time in times))}
+            self._due = sorted(wanted)
+
+    def hold(self, terms: Terms) -> None:
         """Take the newest point as held back."""
         point = self.seen
         assert point is not None  # only streams that were seen are held
-        if self._allowed is not None and self._trend is not None:
-            self._trend.held(point.time_unix_nano, _amount(point), self._allowed)
+        if self._trend is not None and self.emitted is not None:
+            amount = _amount(point)
+            if isfinite(amount) and isfinite(self._trend.last[1]):
+                self._trend.held(point.time_unix_nano, amount, terms.watch)
         if point.exemplars:
             self._carried = [*self._carried, *point.exemplars][-_EXEMPLARS:]
 
-    def reason(self, window: int, histogram_interval: int) -> str | None:  # noqa: PLR0911 # one a rule
-        """Say why the newest point must be emitted now, the heartbeat aside; None if it may be held back."""
+    def early(self, terms: Terms) -> bool:
+        """Say whether the newest point comes too soon after the last one sent."""
+        return bool(terms.spacing) and self.seen is not None and self.seen.time_unix_nano - self.latest < terms.spacing
+
+    def follows(self, terms: Terms) -> bool:
+        """Say whether the newest point must go because another of its group does: not if what was sent says the same."""
+        point, emitted = self.seen, self.emitted
+        if self.early(terms):
+            return False
+        if not isinstance(point, NumberDataPoint) or not isinstance(emitted, NumberDataPoint):
+            return True
+        if self._trend is not None and self.rule.kind == "trend":
+            return not self._trend.still(point.value)
+        return point.value != emitted.value
+
+    def reason(self, terms: Terms) -> str | None:  # noqa: PLR0911 # one a rule
+        """Say why something must be emitted now, the heartbeat aside; None if the newest point may be held back.
+
+        ``previous``: only readings before the newest must.
+        """
         point, emitted, rule = self.seen, self.emitted, self.rule
-        if emitted is None or point is None:
+        self._due = _NOTHING
+        assert point is not None  # only streams that were seen are judged
+        if self.early(terms):
+            return None
+        if emitted is None:
             return self.because
         kind = rule.kind
         if kind == "off":
@@ -171,17 +241,29 @@ class Stream:
         if kind == "heartbeat":
             return None
         if kind == "trend":
-            return self._trend_reason(point, window)
+            return self._trend_reason(point, terms)
         if kind == "histogram":
-            return self._histogram_reason(point, emitted, window, histogram_interval)
+            return self._histogram_reason(point, emitted, terms)
         value, held = _amount(point), _amount(emitted)
         if value == held:
             return None
         if rule.thresholds and hold.crossed(value, held, rule.thresholds):
             return "threshold"
-        if hold.moved(value, held, self._delta(), rule.relative):
-            return "state" if kind == "state" else "change"
-        return None
+        if kind == "state":
+            return "state" if hold.moved(value, held, 0.0, 0.0) else None
+        factor = self.factor(terms)
+        return "change" if hold.moved(value, held, self._delta() * factor, rule.relative * factor) else None
+
+    def factor(self, terms: Terms) -> float:
+        """Return by what a budget multiplies the rule's delta."""
+        own = self.account
+        return terms.factor if own is None else max(terms.factor, own.pay(terms.now))
+
+    def bound(self, terms: Terms) -> Bound | None:
+        """Return the delta and the share in force; None where the rule has neither."""
+        delta, relative, factor = self._delta(), self.rule.relative, self.factor(terms)
+        bounded = self.rule.kind in {"hold", "trend", "histogram"} and (delta or relative)
+        return Bound(delta * factor, relative * factor) if bounded else None
 
     def _delta(self) -> float:
         rule = self.rule
@@ -189,43 +271,39 @@ class Stream:
             return max(rule.delta, rule.share * self.group.latest.get(rule.share_of, 0.0))
         return rule.delta
 
-    def _tolerated(self, window: int) -> float:
-        """How much of a counter's increase may stay unsent."""
-        point, trend, rule = self.seen, self._trend, self.rule
-        if trend is None or point is None:
-            return 0.0
-        value = _amount(point)
-        if value == trend.last[1]:
-            return rule.delta
-        return max(rule.delta, rule.relative * trend.increase(point.time_unix_nano, value, window))
-
-    def _trend_reason(self, point: DataPoint, window: int) -> str | None:
+    def _trend_reason(self, point: DataPoint, terms: Terms) -> str | None:
         trend, value = self._trend, _amount(point)
-        self._allowed = None
         if trend is None:
             return "first"
         last = trend.last[1]
         if not (isfinite(value) and isfinite(last)):
             return "change" if value != last and (value == value or last == last) else None
-        if trend.previous is not None and trend.bent(point.time_unix_nano, value):
-            return "bend"
-        tolerated = self._allowed = self._tolerated(window)
-        if trend.unsent(value) > tolerated and (
-            not tolerated or trend.misread(point.time_unix_nano, value, window, tolerated)
-        ):
-            return "rate"
-        return None
+        rule, factor = self.rule, self.factor(terms)
+        self._due = due = trend.due(
+            point.time_unix_nano, value, terms.watch, rule.delta * factor, rule.relative * factor, earlier=terms.earlier
+        )
+        if not due:
+            return None
+        return "rate" if due[-1][0] == point.time_unix_nano else "previous"
 
-    def _histogram_reason(self, point: DataPoint, emitted: DataPoint, window: int, interval: int) -> str | None:
+    def _histogram_reason(self, point: DataPoint, emitted: DataPoint, terms: Terms) -> str | None:
         if (
             _amount(point) == _amount(emitted)
-            or point.time_unix_nano - emitted.time_unix_nano < interval - self.step // 2
+            or point.time_unix_nano - emitted.time_unix_nano < terms.histogram_interval - self.step // 2
         ):
             return None
-        if self._trend is not None and self._trend.unsent(_amount(point)) > self._tolerated(window):
+        rule, factor = self.rule, self.factor(terms)
+        if self._trend is not None and self._trend.due(
+            point.time_unix_nano,
+            _amount(point),
+            terms.watch,
+            rule.delta * factor,
+            rule.relative * factor,
+            earlier=False,
+        ):
             return "rate"
         if isinstance(point, HistogramDataPoint) and shape.shifted(
-            self._quantiles_of(point), self._quantiles, self.rule.relative
+            self._quantiles_of(point), self._quantiles, rule.relative * factor
         ):
             return "quantile"
         return None

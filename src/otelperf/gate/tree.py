@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -29,7 +30,9 @@ class Waiting(NamedTuple):
     family: Family
     point: DataPoint
     stream: Stream | None
-    last: bool  # a mark, or the total before it: what no later export would bring again
+    last: Literal[
+        "", "end", "total"
+    ]  # what no later export would bring again: a mark, its total; a total before a reset
 
 
 class Tray:
@@ -53,6 +56,13 @@ class Tray:
         if found is None:
             found = self.scopes[meta.scope] = Scope(self, meta)
         return found
+
+    def keep_total(self, stream: Stream) -> None:
+        """The counter ends or begins anew: if its last total still waits, it must not be lost with a request."""
+        for place in range(len(self.waiting) - 1, -1, -1):
+            if self.waiting[place].stream is stream:
+                self.waiting[place] = self.waiting[place]._replace(last="total")
+                return
 
     def streams(self) -> Iterator[Stream]:
         """Yield every stream of the resource."""
@@ -159,9 +169,14 @@ def key(attributes: Any) -> frozenset[Any]:
     if not attributes:
         return frozenset()
     try:
-        return frozenset(attributes.items())
+        items = frozenset(attributes.items())
     except TypeError:  # a list, or a mapping
         return frozenset((k, _hashable(v)) for k, v in attributes.items())
+    if (
+        True in attributes.values() or False in attributes.values()
+    ):  # for Python they equal 1 and 0; not once they are stored
+        return frozenset((k, repr(v) if isinstance(v, bool) else v) for k, v in items)
+    return items
 
 
 def _hashable(value: Any) -> Any:
@@ -172,6 +187,27 @@ def _hashable(value: Any) -> Any:
     except TypeError:
         return repr(value)
     return value
+
+
+def one_each(waiting: list[Waiting]) -> list[list[Waiting]]:
+    """Split into requests of which none holds two points of one stream, in order."""
+    requests: list[list[Waiting]] = []
+    count: Counter[int] = Counter()
+    for item in waiting:
+        whose = id(item) if item.stream is None else id(item.stream)
+        if count[whose] == len(requests):
+            requests.append([])
+        requests[count[whose]].append(item)
+        count[whose] += 1
+    return requests
+
+
+def infos(waiting: list[Waiting]) -> int:
+    """Return how many samples of ``target_info`` Prometheus adds: one for each resource at its earliest time and at its latest."""
+    times: dict[int, set[int]] = {}
+    for item in waiting:
+        times.setdefault(id(item.family.scope.tray), set()).add(item.point.time_unix_nano)
+    return sum(min(2, len(each)) for each in times.values())
 
 
 _Families = dict[tuple[str, str], tuple["Family", list[DataPoint]]]

@@ -1,116 +1,350 @@
-"""Counters: emit when ``rate()`` read *now* would miss too much, or when a line no longer carries the past.
+"""Counters: send what makes ``rate()``, read *now*, right.
 
-Two tests, either fires:
+At each reading the gate computes what Prometheus would answer for ``increase(x[window])`` at this moment from what was sent,
+and compares that with what the readings say. While the two agree within what is tolerated, nothing needs to be sent. Else the
+fewest readings are found that bring them together: the newest one, or an earlier one that was held back, at its own time (a
+reading inside the gap with which the window begins says how much was gained there; the one before a jump says how long
+nothing was).
 
-- **unsent**: what has not been sent is more than a tolerated share of the increase over the rate window, and
-  ``rate(x[window])``, as Prometheus would extrapolate it at this moment from what was emitted, is off by more than that
-  share. (Extrapolation is right about a steady counter: it needs no more than its heartbeat.)
-- **door**: one straight line from the last emitted point to this one leaves the corridor of a point held back between them
-  (the funnel test: slopes go to actual points, so the error is the corridor, not twice that). Then the previous
-  point is emitted too, at its own time, and the past is right to within the corridor on both sides of the bend.
-
-The corridor is half of what may stay unsent.
+Three windows are watched, so that boards and alerts with other windows than the rules' own are not misled: half the rate
+window, the rate window, and two and a half of it.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from itertools import pairwise
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from copy import copy
+from math import sqrt
+from typing import Any, NamedTuple
 
 Point = tuple[int, float]  # Unix ns, value
 
+_SHARES = (0.5, 1.0, 2.5)  # of the rate window
+_GRAINS = 40  # readings remembered of a rate window, jumps aside
+_STILL_GRAINS = 12  # the same of a counter that stands still
+_MOST_READINGS = 1000  # remembered, however often it jumps
+_ENOUGH = 0.8  # of what is tolerated: a correction that only just suffices would be needed again at once
+_BETTER = 0.9  # a reading that takes away less than a tenth of the error is not worth its price
+_CANDIDATES = 6  # readings tried in the gap where a window begins
+_MOST = 4  # readings sent of one counter in one tick
+_NO_ANSWER = 1e9  # the error, in tolerances, of a rate that matters and cannot be read
 
-def extrapolated_increase(points: deque[Point], now: int, window: int) -> float | None:
+
+class Window(NamedTuple):
+    """A window of ``rate()``: its length in ns, and what is tolerated in it as multiples of the rule's delta and share."""
+
+    length: int
+    delta: float
+    relative: float
+
+
+class Watch(NamedTuple):
+    """The windows in which a counter must read right, and how far apart the readings are that are remembered for it (ns).
+
+    *still* is how far where it stands still; *reach* how far back they go.
+    """
+
+    windows: tuple[Window, ...]
+    grain: int
+    still: int
+    reach: int
+
+
+def watch(rate_window: int) -> Watch:
+    """Return what to watch for rules whose delta and share are said of *rate_window* (ns).
+
+    A delta is a rate, so it grows with the window; a share shrinks with the window's root, as the error of a mean does.
+    """
+    windows = tuple(Window(int(share * rate_window), share, 1 / sqrt(share)) for share in _SHARES)
+    return Watch(windows, rate_window // _GRAINS, rate_window // _STILL_GRAINS, windows[-1].length)
+
+
+def extrapolated_increase(points: Sequence[Point], now: int, window: int) -> float | None:
     """Return ``increase(x[window])`` at *now* as Prometheus computes it; None with fewer than two points in the window.
 
-    *points* rise and hold no reset. The rule is ``extrapolatedRate`` in prometheus/promql/functions.go.
+    *points* rise and hold no reset; none is later than *now*.
     """
     start = now - window
-    inside = [point for point in points if point[0] > start]
-    if len(inside) < 2:  # a rate needs two points
+    first = bisect_right(points, start, key=lambda point: point[0])
+    return _extrapolated(points[first], points[-1], len(points) - first, start, now) if first < len(points) else None
+
+
+def _extrapolated(first: Point, last: Point, count: int, start: int, now: int) -> float | None:
+    """The rule is ``extrapolatedRate`` in prometheus/promql/functions.go; *count* points lie in the window, *first* to *last*."""
+    if count < 2:
         return None
-    (first_time, first), (last_time, last) = inside[0], inside[-1]
-    sampled, increase = last_time - first_time, last - first
-    spacing = sampled / (len(inside) - 1)
-    to_start, to_end = float(first_time - start), float(now - last_time)
-    if to_start >= spacing * 1.1:
-        to_start = spacing / 2
-    if increase > 0 and first >= 0:
-        to_start = min(to_start, sampled * (first / increase))  # a counter cannot have been below zero
-    if to_end >= spacing * 1.1:
-        to_end = spacing / 2
+    first_time, low = first
+    last_time, high = last
+    sampled, increase = last_time - first_time, high - low
+    if not increase:
+        return 0.0
+    limit = sampled / (count - 1) * 1.1
+    to_start: float = first_time - start
+    to_end: float = now - last_time
+    if to_start >= limit:
+        to_start = limit / 2.2
+    if low >= 0 and increase * to_start > sampled * low:
+        to_start = sampled * low / increase  # a counter was not below zero
+    if to_end >= limit:
+        to_end = limit / 2.2
     return increase * (sampled + to_start + to_end) / sampled
 
 
-class Trend:
-    """What was emitted of one counter within the rate window, and what was held back since."""
+class _View:
+    """One window at one moment: what it holds of what was sent, the true increase, and how much of it may be missed."""
 
-    __slots__ = ("_emitted", "_high", "_low", "_previous")
+    __slots__ = ("_now", "_start", "_true", "count", "first", "last", "tolerated")
+
+    def __init__(self, trend: Trend, now: int, value: float, window: Window, delta: float, relative: float) -> None:
+        self._now = now
+        self._start = start = now - window.length
+        self._true = true = value - trend.value_at(start, now, value)
+        self.tolerated = max(delta * window.delta, relative * window.relative * true)
+        times = trend.sent_times
+        at = bisect_right(times, start)
+        self.count = len(times) - at
+        self.first = (times[at], trend.sent_values[at]) if self.count else None
+        self.last = (times[-1], trend.sent_values[-1])
+
+    def error(self, more: Point | None = None) -> float:
+        """Return by how many tolerances the increase would be misread, had *more* been sent too."""
+        first, last, count = self.first, self.last, self.count
+        if more is not None and more[0] > self._start:
+            count += 1
+            if first is None or more[0] < first[0]:
+                first = more
+            if more[0] > last[0]:
+                last = more
+        read = None if first is None else _extrapolated(first, last, count, self._start, self._now)
+        if read is None:  # no answer is as good as none about a counter that hardly moves
+            return _NO_ANSWER / (count + 1) if self._true > self.tolerated else 0.0
+        missed = abs(read - self._true)
+        return missed / self.tolerated if self.tolerated else missed and _NO_ANSWER
+
+    def with_point(self, point: Point) -> _View:
+        """Return the view had *point* been sent too."""
+        view = copy(self)
+        if point[0] > self._start:
+            view.count += 1
+            if view.first is None or point[0] < view.first[0]:
+                view.first = point
+            view.last = max(view.last, point)
+        return view
+
+    @property
+    def gap(self) -> tuple[int, int]:
+        """The time at the window's beginning of which nothing sent tells, ends aside."""
+        return self._start, self._now if self.first is None else self.first[0]
+
+
+def _best(views: list[_View], candidates: list[Point], found: list[Point], error: float) -> tuple[Point | None, float]:
+    """Return the first candidate that would do, else the one that takes away most, if it is worth its price; and what is left."""
+    best, least = None, error * _BETTER
+    for point in candidates:
+        if point not in found:
+            left = max([view.error(point) for view in views])
+            if left < least:
+                best, least = point, left
+                if left <= _ENOUGH:
+                    break
+    return best, least
+
+
+class Trend:
+    """What was read and what was sent of one counter, as far back as the longest window reaches."""
+
+    __slots__ = ("_jump", "_previous", "_times", "_values", "sent_times", "sent_values")
 
     def __init__(self, time: int, value: float) -> None:
-        self._emitted: deque[Point] = deque([(time, value)])
-        self._open()
-
-    def _open(self) -> None:
-        self._previous: Point | None = None
-        self._low = float("-inf")
-        self._high = float("inf")
+        self.sent_times = [time]
+        self.sent_values = [value]
+        self._times = array("q", (time,))
+        self._values = _column(value)
+        self._previous: Point | None = None  # the reading before this one, if it was held back
+        self._jump = 0.0  # a step that must not get lost among the readings that are remembered
 
     @property
     def last(self) -> Point:
-        """The newest emission."""
-        return self._emitted[-1]
+        """The newest point sent."""
+        return self.sent_times[-1], self.sent_values[-1]
 
-    @property
-    def previous(self) -> Point | None:
-        """The newest point held back since the last emission."""
-        return self._previous
+    def value_at(self, time: int, now: int, value: float) -> float:
+        """Return the counter at *time*, read off the line between two readings; *value* is the reading *now*."""
+        times: array[int] = self._times
+        values: array[float] = self._values
+        after = bisect_right(times, time)
+        if not after:  # nothing is known of the time before
+            return values[0]
+        time0, value0 = times[after - 1], values[after - 1]
+        time1, value1 = (times[after], values[after]) if after < len(times) else (now, value)
+        return value0 + (time - time0) / (time1 - time0) * (value1 - value0) if time1 > time0 else value0
 
-    def emitted(self, time: int, value: float, window: int) -> None:
-        """Remember an emission; forget those that no rate window reaches."""
-        points = self._emitted
-        points.append((time, value))
-        start = time - window
-        while len(points) > 2 and points[1][0] <= start:
-            points.popleft()
-        self._open()
+    def still(self, value: float) -> bool:
+        """Say whether all that was sent, as far back as is remembered, is this value."""
+        return value == self.sent_values[0]
 
-    def held(self, time: int, value: float, tolerated: float) -> None:
-        """Remember a point that was held back: it narrows the slopes that a carrying line may have."""
-        time0, value0 = self._emitted[-1]
-        run, gain = time - time0, value - value0
-        corridor = tolerated / 2
-        low, high = (gain - corridor) / run, (gain + corridor) / run
-        if low > self._low:  # noqa: PLR1730 # max() would cost more than all the rest
-            self._low = low
-        if high < self._high:  # noqa: PLR1730 # as above
-            self._high = high
+    def reading(self, time: int, watched: Watch) -> Point | None:
+        """Return the reading of that time, or the one remembered shortly before; None if it was sent."""
+        previous = self._previous
+        if previous is not None and previous[0] == time:
+            return previous
+        at = bisect_right(self._times, time) - 1
+        if at < 0:
+            return None
+        found = self._times[at]
+        sent = self.sent_times[bisect_right(self.sent_times, found) - 1] == found
+        return None if sent or time - found > watched.grain else (found, self._values[at])
+
+    def due(
+        self, time: int, value: float, watched: Watch, delta: float, relative: float, *, earlier: bool = True
+    ) -> list[Point]:
+        """Return the readings that must be sent now, the newest perhaps among them, oldest first.
+
+        None while ``rate()`` is misread, in every window watched, by no more than *delta* (an increase within the rate window)
+        or *relative* times itself. *earlier* says whether readings older than the last one sent may be sent.
+        """
+        if not delta and not relative:  # every change
+            return [(time, value)] if value != self.sent_values[-1] else []
+        if self.still(value):
+            return []
+        if not self._misread(time, value, watched, delta, relative):
+            return []
+        newest = (time, value)
+        views = [_View(self, time, value, window, delta, relative) for window in watched.windows]
+        error = max([view.error() for view in views])
+        found: list[Point] = []
+        while error > 1 and len(found) < _MOST:
+            candidates = self._candidates(views, newest) if earlier else [newest]
+            best, left = _best(views, candidates, found, error)
+            if best is None and newest not in found:  # one alone may help as little as none: the newest and another
+                views = [view.with_point(newest) for view in views]
+                best, left = _best(views, candidates, [*found, newest], error)
+                if best is not None:
+                    found.append(newest)
+            if best is None:
+                break
+            found.append(best)
+            views = [view.with_point(best) for view in views]
+            error = left
+        if error > 1 and newest not in found and value - self.sent_values[-1] > min(view.tolerated for view in views):
+            found.append(newest)  # it may read wrong for a while, but what is gained must not stay unsent
+        return sorted(found)
+
+    def _misread(self, time: int, value: float, watched: Watch, delta: float, relative: float) -> bool:
+        """Say whether any view would tell an error above 1: the same sums, without the objects, for every reading pays for them."""
+        times, values, sent_times, sent_values = self._times, self._values, self.sent_times, self.sent_values
+        read, sent = len(times), len(sent_times)
+        last_time, high = sent_times[-1], sent_values[-1]
+        after = at = 0
+        for length, widen, narrow in reversed(watched.windows):  # the longest first: the others begin later
+            start = time - length
+            after = bisect_right(times, start, after)
+            if not after:
+                true = value - values[0]
+            else:
+                time0, value0 = times[after - 1], values[after - 1]
+                time1, value1 = (times[after], values[after]) if after < read else (time, value)
+                true = value - value0 - (start - time0) / (time1 - time0) * (value1 - value0)
+            tolerated = max(delta * widen, relative * narrow * true)
+            at = bisect_right(sent_times, start, at)
+            count = sent - at
+            if count < 2:
+                if true > tolerated:
+                    return True
+                continue
+            first_time, low = sent_times[at], sent_values[at]
+            increase = high - low
+            if increase:
+                sampled = last_time - first_time
+                limit = sampled / (count - 1) * 1.1
+                to_start: float = first_time - start
+                to_end: float = time - last_time
+                if to_start >= limit:
+                    to_start = limit / 2.2
+                if low >= 0 and increase * to_start > sampled * low:
+                    to_start = sampled * low / increase
+                if to_end >= limit:
+                    to_end = limit / 2.2
+                increase *= (sampled + to_start + to_end) / sampled
+            if not -tolerated <= increase - true <= tolerated:
+                return True
+        self._jump = tolerated / 4
+        return False
+
+    def _candidates(self, views: list[_View], newest: Point) -> list[Point]:
+        """Return readings to try, newest first: those that stay in the window longest."""
+        found = {newest}
+        if self._previous is not None:
+            found.add(self._previous)
+        times, values = self._times, self._values
+        for view in views:
+            if view.error() > 1:
+                start, end = view.gap
+                low, high = bisect_right(times, start), bisect_left(times, end)
+                if low < high:
+                    step = max(1, (high - low - 1) // (_CANDIDATES - 1))
+                    found.update((times[i], values[i]) for i in (low, *range(high - 1, low, -step)))
+        return sorted(found, reverse=True)
+
+    def sent(self, time: int, value: float, watched: Watch) -> None:
+        """Remember a point sent, now or, if it is older than the last, besides."""
+        times = self.sent_times
+        if time > times[-1]:
+            self._read(time, value, watched)
+            self._previous = None
+        at = bisect_right(times, time)
+        times.insert(at, time)
+        self.sent_values.insert(at, value)
+        start = times[-1] - watched.reach
+        if times[1] <= start:
+            old = bisect_right(times, start) - 1
+            del times[:old]
+            del self.sent_values[:old]
+
+    def held(self, time: int, value: float, watched: Watch) -> None:
+        """Remember a reading that was held back."""
+        self._read(time, value, watched)
         self._previous = (time, value)
 
-    def bent(self, time: int, value: float) -> bool:
-        """Say whether the line from the last emission to this point leaves the corridor of a point held back."""
-        time0, value0 = self._emitted[-1]
-        slope = (value - value0) / (time - time0)
-        return not self._low <= slope <= self._high
+    def _read(self, time: int, value: float, watched: Watch) -> None:
+        """Remember one reading a grain, both sides of a jump, and fewer of a counter that stands still."""
+        times, values = self._times, self._values
+        if len(values) > 1 and value == values[-1] == values[-2]:
+            if time // watched.still == times[-1] // watched.still:
+                times[-1] = time
+                return
+        elif value - values[-1] > self._jump:
+            before = self._previous
+            if before is not None and before[0] > times[-1] and value - before[1] > self._jump:
+                self._append(*before, watched)
+        elif time // watched.grain == times[-1] // watched.grain:
+            return
+        self._append(time, value, watched)
 
-    def unsent(self, value: float) -> float:
-        """Return the increase since the last emission."""
-        return value - self._emitted[-1][1]
+    def _append(self, time: int, value: float, watched: Watch) -> None:
+        if not _fits(value, self._values):
+            self._times, self._values = array("q", (time,)), _column(value)
+            return
+        times = self._times
+        times.append(time)
+        self._values.append(value)
+        old = max(bisect_right(times, time - watched.reach) - 1, len(times) - _MOST_READINGS)
+        if old > 0:
+            del times[:old]
+            del self._values[:old]
 
-    def misread(self, time: int, value: float, window: int, tolerated: float) -> bool:
-        """Say whether an alert that reads the rate now would be off by more than *tolerated* (an increase)."""
-        read = extrapolated_increase(self._emitted, time, window)
-        return read is None or abs(read - self.increase(time, value, window)) > tolerated
 
-    def increase(self, time: int, value: float, window: int) -> float:
-        """Return the increase over the window that ends now; where it starts is read off the line between emissions."""
-        start = time - window
-        points = self._emitted
-        oldest_time, oldest_value = points[0]
-        if start <= oldest_time:
-            return value - oldest_value
-        points_and_now = (*points, (time, value))
-        for (time0, value0), (time1, value1) in pairwise(points_and_now):
-            if time1 > start:
-                return value - (value0 + (start - time0) / (time1 - time0) * (value1 - value0))
-        return 0.0
+_EXACT = 2**53  # beyond, a double has no room for every whole number
+
+
+def _column(value: float) -> array[Any]:
+    """Return an array that holds *value* as it is: what is sent late must be what was read."""
+    return array("q" if isinstance(value, int) and abs(value) < 2**63 else "d", (value,))
+
+
+def _fits(value: float, column: array[Any]) -> bool:
+    if isinstance(value, int):
+        return abs(value) < (2**63 if column.typecode == "q" else _EXACT)
+    return column.typecode == "d"
