@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from otelperf import catalog
+from otelperf.backends import BACKENDS
+from otelperf.config import SETTINGS, Setting
 from otelperf.gate.policy import Rule
 from otelperf.prometheus_text import metric_name
 
-METRICS_PAGE = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+METRICS_PAGE = DOCS / "metrics.md"
+BACKENDS_PAGE = DOCS / "backends.md"
 _PARTS = {
     "host": catalog.HOST,
     "server": catalog.SERVER,
+    "integrals": catalog.INTEGRALS,
     "process": catalog.PROCESS,
     "agent": catalog.AGENT,
 }
@@ -23,10 +28,28 @@ def metrics_page(page: str) -> str:
         table = "\n".join(
             ["| metric | in Prometheus | unit | meaning | sent when |", "|---|---|---|---|---|", *map(_row, rows)]
         )
-        begin, end = f"<!-- {part}: made from catalog.py -->", f"<!-- end of {part} -->"
-        before, rest = page.split(begin)
-        page = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+        page = _between(page, f"<!-- {part}: made from catalog.py -->", f"<!-- end of {part} -->", table)
     return page
+
+
+def _between(page: str, begin: str, end: str, table: str) -> str:
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+
+
+def backends_page(page: str) -> str:
+    """Return *page* with the table of what each backend sets made anew."""
+    heads = ["setting", *(f"`{name}`" for name in BACKENDS)]
+    rows = [_backend_row(each) for each in SETTINGS if each.backends]
+    table = "\n".join(["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *rows])
+    return _between(page, "<!-- backends: made from backends.py -->", "<!-- end of backends -->", table)
+
+
+def _backend_row(setting: Setting) -> str:
+    """Say the usual default, and what differs from it."""
+    others = [f"`{setting.show(setting.backends[name])}`" if name in setting.backends else "" for name in BACKENDS][1:]
+    cells = [setting.usual or f"`{setting.show(setting.default)}`", *others]
+    return f"| `{setting.key}` | " + " | ".join(cells) + " |"
 
 
 def _row(metric: catalog.Metric) -> str:
@@ -73,3 +96,4 @@ def _amount(value: float, unit: str) -> str:
 
 if __name__ == "__main__":
     METRICS_PAGE.write_text(metrics_page(METRICS_PAGE.read_text()))
+    BACKENDS_PAGE.write_text(backends_page(BACKENDS_PAGE.read_text()))

@@ -14,8 +14,9 @@ import pytest
 from opentelemetry.sdk.metrics.export import NumberDataPoint
 
 from otelperf import catalog, config
-from otelperf.agent import Agent, Stop
+from otelperf.agent import Agent, Stop, make_budget
 from otelperf.connection import Answer
+from otelperf.gate.budget import Budget
 from otelperf.gate.clock import Clock
 from otelperf.gate.metrics import Emission
 
@@ -72,7 +73,8 @@ def test_every_stream_is_heard_of_within_a_heartbeat(clock: ManualClock) -> None
     run(agent, clock, 240)
     times: dict[tuple[str, str], list[int]] = {}
     for emission in emissions:
-        times.setdefault((emission.name, str(emission.attributes)), []).append(emission.time)
+        if emission.reason != "previous":  # at its own, earlier time
+            times.setdefault((emission.name, str(emission.attributes)), []).append(emission.time)
     gaps = {
         stream: max(b - a for a, b in pairwise(all_times)) / SECOND
         for stream, all_times in times.items()
@@ -117,6 +119,72 @@ def test_closing_ends_every_stream_unless_told_not_to(clock: ManualClock) -> Non
         streams = agent.gate.stats.streams
         agent.close()
         assert len([e for e in emissions if e.new is None]) == (streams if expected else 0)
+
+
+def names(emissions: list[Emission]) -> set[str]:
+    return {emission.name for emission in emissions}
+
+
+def test_integrals_are_sent_only_where_they_are_asked_for(clock: ManualClock) -> None:
+    for asked, expected in (("", set()), ("system.*", {"system.memory.utilization.integral"})):
+        agent, emissions = make_agent(clock, **{"host.root_path": str(PROC), "gate.integrals": asked})
+        run(agent, clock, 3)
+        assert {name for name in names(emissions) if name.endswith(".integral")} == expected
+        assert ("system_memory_utilization_integral_seconds_total" in agent._metrics()[2]) == bool(expected)
+        agent.close()
+
+
+def test_an_integral_adds_up_to_the_time(clock: ManualClock) -> None:
+    agent, emissions = make_agent(clock, **{"host.root_path": str(PROC), "gate.integrals": "system.memory.*"})
+    run(agent, clock, 120)
+    agent.close()
+    totals = {
+        str(e.attributes): e.new.value
+        for e in emissions
+        if e.name.endswith(".integral") and isinstance(e.new, NumberDataPoint) and e.reason == "end"
+    }
+    assert sum(totals.values()) == pytest.approx(119.0)  # the shares of the states add up to 1
+
+
+def test_bounds_are_published_with_a_budget_or_when_told_to(clock: ManualClock) -> None:
+    for given, expected in (
+        ({"gate.publish_bounds": "true"}, True),
+        ({"gate.budget": "10000"}, True),
+        ({"gate.budget": "10000", "gate.publish_bounds": "false"}, False),
+        ({}, False),
+    ):
+        agent, emissions = make_agent(clock, **{"host.root_path": str(PROC), **given})
+        run(agent, clock, 7)
+        assert ({"otelperf.gate.delta", "otelperf.gate.relative"} <= names(emissions)) == expected
+        agent.close()
+
+
+def test_bounds_that_stand_still_are_told_at_their_heartbeat_only(clock: ManualClock) -> None:
+    agent, emissions = make_agent(clock, **{"host.root_path": str(PROC), "gate.publish_bounds": "true"})
+    run(agent, clock, 600)
+    told: dict[tuple[str, str], int] = {}
+    for emission in emissions:
+        if emission.name in {"otelperf.gate.delta", "otelperf.gate.relative"} and emission.new is not None:
+            key = emission.name, str(emission.attributes)
+            told[key] = told.get(key, 0) + 1
+    assert told
+    assert max(told.values()) <= 1 + 600 // 55
+    agent.close()
+
+
+def test_the_budget_and_the_backend_reach_the_gate(clock: ManualClock) -> None:
+    more = {
+        "gate.budget": "100",
+        "gate.stream_budget": "2",
+        "export.backend": "google",
+        "gate.native_histograms": "true",
+    }
+    agent, emissions = make_agent(clock, **{"host.root_path": str(PROC), **more})
+    run(agent, clock, 7)
+    assert "otelperf.gate.budget.factor" in names(emissions)
+    agent.close()
+    assert make_budget(config.load(more)) == Budget(total=100.0, per_stream=2.0)
+    assert make_budget(config.load()) is None
 
 
 def ups(emissions: list[Emission]) -> list[float]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from otelperf import config, config_values
 from otelperf.config import BY_KEY, SETTINGS, Setting, load
-from otelperf.config_values import DURATION, SIZE, show_duration, show_size
+from otelperf.config_values import AMOUNT, DURATION, SIZE, show_duration, show_size
 from otelperf.errors import ConfigError
 from otelperf.gate.policy import Override, Policy, Threshold
 
@@ -31,14 +31,16 @@ def faults(*arguments: Any) -> list[str]:
 
 
 def table() -> str:
-    lines = ["| key | type | default | OTEL_* and other names | profiles | meaning |", "|---|---|---|---|---|---|"]
+    heads = ("key", "type", "default", "OTEL_* and other names", "profiles and backends", "meaning")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row(each)) + " |" for each in SETTINGS]
     return "\n".join(lines)
 
 
 def row(setting: Setting) -> tuple[str, ...]:
     usual = setting.usual or (f"`{shown}`" if (shown := setting.show(setting.default)) else "")
-    profiles = ", ".join(f"{name} `{setting.show(value)}`" for name, value in setting.profiles.items())
+    others = {**setting.profiles, **setting.backends}
+    profiles = ", ".join(f"{name} `{setting.show(value)}`" for name, value in others.items())
     names = ", ".join(f"`{name}`" for name in setting.variables[1:])
     meaning = f"{setting.doc} Only in the file." if setting.file_only else setting.doc
     return f"`{setting.key}`", setting.kind.name, usual, names, profiles, meaning
@@ -117,7 +119,7 @@ def test_the_schema_accepts_what_the_loader_accepts(text: str, write: Callable[[
 
 def test_each_default_and_profile_value_reads_back_as_itself() -> None:
     for setting in SETTINGS:
-        for value in (setting.default, *setting.profiles.values()):
+        for value in (setting.default, *setting.profiles.values(), *setting.backends.values()):
             if value not in (None, ()):
                 assert setting.kind.parse(setting.show(value)) == value
 
@@ -279,6 +281,16 @@ def test_a_value_that_a_stronger_place_hides_must_still_be_right() -> None:
         ({"gate.heartbeat": "5s"}, "gate.linger is 5s (default) and gate.heartbeat is 5s (--gate-heartbeat)"),
         ({"host.interval": "50s"}, "host.interval is 50s (--host-interval) and gate.heartbeat is 50s (default)"),
         ({"server.interval": "50s", "server.url": "http://a"}, "server.interval is 50s"),
+        ({"gate.spacing": "51s"}, "gate.spacing is 51s (--gate-spacing) and gate.heartbeat is 50s (default)"),
+        (
+            {"export.backend": "google", "gate.heartbeat": "4s"},
+            "gate.spacing is 5s (default of backend google) and gate.heartbeat is 4s (--gate-heartbeat)",
+        ),
+        ({"gate.stream_budget": "1"}, "heartbeats alone are 1.2 a minute, expected a larger budget"),
+        ({"gate.budget": "100", "gate.enabled": "false"}, "expected no budget, or the gate to be on"),
+        ({"gate.budget": "0"}, "gate.budget is '0' (--gate-budget): expected a number above 0"),
+        ({"gate.stream_budget": "-3"}, "gate.stream_budget is '-3' (--gate-stream-budget): expected a number above 0"),
+        ({"gate.integrals": "otelperf.server.*,system.cpu.*"}, "system.cpu.* fits no metric that has an integral"),
         ({"export.client_key": "/k"}, "expected both or neither"),
         ({"server.url": "http://a,http://a/"}, "expected each server once"),
     ],
@@ -330,6 +342,26 @@ def test_a_wrong_file_is_told_with_its_line(text: str, line: str, write: Callabl
 
 def test_a_missing_file_is_told() -> None:
     assert faults({}, {}, "/nowhere.yaml") == ["/nowhere.yaml cannot be read: No such file or directory"]
+
+
+# Budgets and integrals
+
+
+@pytest.mark.parametrize(("text", "number"), [("300", 300.0), ("1.5", 1.5), ("2e3", 2000.0)])
+def test_a_budget_is_a_number(text: str, number: float) -> None:
+    settings = load({"gate.budget": text})
+    assert settings.gate.budget == number
+    assert AMOUNT.parse(BY_KEY["gate.budget"].show(number)) == number
+
+
+def test_no_budget_and_no_integral_unless_asked() -> None:
+    gate = load().gate
+    assert (gate.budget, gate.stream_budget, gate.integrals) == (None, None, ())
+
+
+def test_integrals_are_globs(write: Callable[[str], str]) -> None:
+    assert load({"gate.integrals": "otelperf.*, system.memory.*"}).gate.integrals == ("otelperf.*", "system.memory.*")
+    assert load({}, {}, write("gate: {integrals: [otelperf.server.up]}")).gate.integrals == ("otelperf.server.up",)
 
 
 # Rules
@@ -390,6 +422,11 @@ def test_a_duration_shown_reads_back_as_itself(seconds: float) -> None:
 )
 def test_durations_have_units(text: str, seconds: float) -> None:
     assert config_values.DURATION.parse(text) == pytest.approx(seconds)
+
+
+@given(st.floats(min_value=5e-324, max_value=1e12))
+def test_an_amount_shown_reads_back_as_itself(number: float) -> None:
+    assert AMOUNT.parse(BY_KEY["gate.budget"].show(number)) == number
 
 
 @given(st.integers(min_value=1, max_value=2**50))

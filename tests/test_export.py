@@ -87,12 +87,16 @@ class Scripted:
 class Hurried(Sender):
     """A sender that notes its pauses rather than wait."""
 
-    def __init__(self, transport: Scripted, limit: int = 1000, clock: Clock | None = None) -> None:
+    def __init__(
+        self, transport: Scripted, limit: int = 1000, clock: Clock | None = None, replay_age: float = 3600.0
+    ) -> None:
         self.transport = transport
         self.clock = clock or Clock()
         self.losses: list[float] = []
         self.pauses: list[float] = []
-        super().__init__(transport, self._note_loss, limit=limit, timeout=10.0, monotonic=self.clock)
+        super().__init__(
+            transport, self._note_loss, limit=limit, timeout=10.0, replay_age=replay_age, monotonic=self.clock
+        )
 
     def _note_loss(self) -> None:
         self.losses.append(self.clock.now)
@@ -214,6 +218,20 @@ def test_a_request_that_is_never_taken_goes_after_an_hour() -> None:
 
 
 # Retries
+
+
+def test_what_has_waited_too_long_is_not_sent_at_all() -> None:
+    transport, clock = Scripted(), Clock()
+    sender = Hurried(transport, clock=clock, replay_age=60.0)
+    for body, later in ((b"a", 30.0), (b"b", 30.5), (b"c", 0.0)):
+        sender.put(body, 1)
+        clock.now += later
+    sender.start()
+    wait_settled(sender, 3)
+    assert sender.close(5)
+    assert transport.sent == [b"b", b"c"]
+    assert sender.stats.requests == {"delivered": 2, "refused": 0, "dropped": 1}
+    assert sender.losses == [1060.5]
 
 
 def test_pauses_double_to_a_limit_and_are_jittered() -> None:

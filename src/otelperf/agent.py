@@ -18,9 +18,11 @@ from otelperf.connection import without_login
 from otelperf.console import Console, NullExporter
 from otelperf.endpoint import Endpoint, Page, as_json, as_text
 from otelperf.export import QueueExporter, Sender, Transport
+from otelperf.gate.budget import Budget
 from otelperf.gate.clock import Clock
 from otelperf.gate.metrics import DeltaGate
 from otelperf.gate.policy import Override, Policy
+from otelperf.integrals import Integrals
 from otelperf.logs import Log
 from otelperf.points import SCOPE_NAME, Points
 from otelperf.readings import Batch, Snapshot, Source
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
 
     from otelperf.config import Settings
+    from otelperf.gate.stream import Bound
 
 _log = Log("otelperf.agent")
 
@@ -47,6 +50,7 @@ _STEP_BACK = 60 * _SECOND
 _LEAVING = 0.3  # s of the shutdown timeout for everything else than the network
 _OWN_INTERVAL = 5.0
 _FILESYSTEM_INTERVAL = 5.0
+_BOUNDS_AGE = 60 * _SECOND
 
 
 class Agent:
@@ -73,6 +77,7 @@ class Agent:
         self.interval = min(1.0, *(interval for _, interval in sources))
         gone_after = settings.gate.gone_after or 2 * settings.gate.heartbeat
         self._sampler = Sampler(sources, gone_after, threads=threads, steady=None if clock else time.monotonic_ns)
+        self._integrals = Integrals(settings.gate.integrals, {source.name: each for source, each in sources})
         resource_of = resources(settings, __version__, self.servers, environ)
         self._spared = {id(resource_of[server.entity]): server for server in self.servers}
         self._points = Points(resource_of, __version__)
@@ -84,6 +89,9 @@ class Agent:
         self._tick_seconds: float | None = None
         self._own_due = 0
         self._own: Batch | None = None
+        self._bounds: Mapping[str, Bound] = {}
+        self._bounds_of = 0  # streams
+        self._bounds_read = 0
         self.missed = 0
         self._last_tick = time.monotonic()
 
@@ -107,12 +115,9 @@ class Agent:
         if isinstance(self._clock, Clock) and self._clock.ahead > _STEP_BACK:
             self._step_back(self._clock)
         now = self._clock()
-        snapshot = self._sampler.sample(now)
+        snapshot = self._integrals.added_to(self._sampler.sample(now))
         if self._own is None or now >= self._own_due:
-            stats = self._sender.stats if self._sender else None
-            self._own = own.batch(
-                now, self._started, self.gate.stats, stats, snapshot.health, self._tick_seconds, self.missed
-            )
+            self._own = self._read_own(now, snapshot)
             self._own_due = now + int((_OWN_INTERVAL - self.interval / 2) * _SECOND)
         self.snapshot = replace(snapshot, batches=(*snapshot.batches, self._own))
         self.gate.export(self._points.of(self.snapshot))
@@ -120,6 +125,27 @@ class Agent:
             self._console.summary(now, self.gate.stats)
         self._tick_seconds = time.perf_counter() - began
         self._last_tick = time.monotonic()
+
+    def _read_own(self, now: int, snapshot: Snapshot) -> Batch:
+        gate = self._settings.gate
+        return own.batch(
+            now,
+            self._started,
+            self.gate.stats,
+            self._sender.stats if self._sender else None,
+            snapshot.health,
+            self._tick_seconds,
+            self.missed,
+            bounds=self._read_bounds(now) if gate.publish_bounds and gate.enabled else {},
+            budgeted=gate.budget is not None,
+        )
+
+    def _read_bounds(self, now: int) -> Mapping[str, Bound]:
+        """Ask the gate, which looks at every stream, at each turn only if it has a budget: else bounds hardly ever move."""
+        streams = self.gate.stats.streams
+        if make_budget(self._settings) or streams != self._bounds_of or abs(now - self._bounds_read) > _BOUNDS_AGE:
+            self._bounds, self._bounds_of, self._bounds_read = self.gate.bounds(), streams, now
+        return self._bounds
 
     def _step_back(self, clock: Clock) -> None:
         """The machine's clock was set back by more than is worth waiting for: go on from where it is now."""
@@ -174,7 +200,11 @@ class Agent:
             return NullExporter()
         export = self._settings.export
         self._sender = Sender(
-            make_transport(self._settings), self._resend, limit=export.queue_size, timeout=export.timeout
+            make_transport(self._settings),
+            self._resend,
+            limit=export.queue_size,
+            timeout=export.timeout,
+            replay_age=export.replay_age,
         )
         return QueueExporter(self._sender)
 
@@ -190,13 +220,18 @@ class Agent:
         overrides = gate.rules if gate.enabled else (Override("*", {"kind": "off"}),)
         return DeltaGate(
             exporter,
-            Policy(catalog.rules(gate.heartbeat), overrides),
+            Policy(catalog.rules(gate.heartbeat, gate.rate_window), overrides),
             self._clock,
             heartbeat=gate.heartbeat,
             linger=gate.linger,
             gone_after=gate.gone_after,
             complete=(SCOPE_NAME,),
             rate_window=gate.rate_window,
+            histogram_interval=gate.histogram_interval,
+            previous=gate.previous,
+            spacing=gate.spacing,
+            native_histograms=gate.native_histograms,
+            budget=make_budget(self._settings),
             max_streams=gate.max_streams,
             max_points=self._settings.export.max_points,
             observe=self._console.emission if self._console else None,
@@ -254,6 +289,14 @@ def make_tls(settings: Settings) -> ssl.SSLContext | None:
     from otelperf.tls import context
 
     return context(export.certificate, export.client_certificate, export.client_key)
+
+
+def make_budget(settings: Settings) -> Budget | None:
+    """Return the samples a minute that the settings allow; None is no limit."""
+    gate = settings.gate
+    if gate.budget is None and gate.stream_budget is None:
+        return None
+    return Budget(total=gate.budget, per_stream=gate.stream_budget)
 
 
 def make_servers(settings: Settings) -> tuple[Server, ...]:

@@ -16,7 +16,11 @@ Kind = Literal["gauge", "updown", "counter", "histogram"]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A row. *convention* is ``semconv`` where the OpenTelemetry semantic conventions name it, else where the name is from."""
+    """A row. *convention* is ``semconv`` where the OpenTelemetry semantic conventions name it, else where the name is from.
+
+    *averaged*: people ask for its mean, which over a rate window may be off by this much, in its unit; None: nobody does, or
+    the mean is there already (CPU, PSI and throughput have counters, a load is an average, the batch size is a ratio of two).
+    """
 
     name: str
     kind: Kind
@@ -24,13 +28,14 @@ class Metric:
     meaning: str
     rule: Rule
     convention: str = "otelperf"
+    averaged: float | None = None
 
 
 def _hold(delta: float = 0.0, **more: object) -> Rule:
     return Rule(kind="hold", delta=delta, **more)  # type: ignore[arg-type] # keyword names are Rule's own
 
 
-def _trend(relative: float = 0.15, **more: object) -> Rule:
+def _trend(relative: float = 0.25, **more: object) -> Rule:
     return Rule(kind="trend", relative=relative, **more)  # type: ignore[arg-type] # keyword names are Rule's own
 
 
@@ -41,6 +46,10 @@ def _state(**more: object) -> Rule:
 _HEARTBEAT = Rule(kind="heartbeat")
 # The ceiling, for what the agent says of itself: nobody takes a rate of it, and it must not cost what it saves.
 _SELDOM = 110.0
+# Its counters: the first of anything is told at once, then each doubling, and every value at the heartbeat.
+_RARELY = Rule(kind="hold", relative=1.0, heartbeat=_SELDOM)
+_OWN_BEAT = Rule(kind="heartbeat", heartbeat=_SELDOM)
+_RATE_WINDOW = 120.0  # s, the gate's default
 
 
 def _full(warning: float, critical: float) -> tuple[Threshold, Threshold]:
@@ -54,7 +63,7 @@ HOST = (
         "counter",
         "s",
         "Seconds each logical CPU spent in each mode.",
-        _trend(delta=2.4, group="system.cpu.time", within=("cpu.mode",)),
+        _trend(delta=1.2),
         "semconv",
     ),
     Metric(
@@ -62,7 +71,7 @@ HOST = (
         "gauge",
         "1",
         "Share of all CPUs' time spent in each mode since the last reading.",
-        _hold(0.1, group="system.cpu.utilization", within=("cpu.mode",)),
+        _hold(0.15, group="system.cpu.utilization", within=("cpu.mode",)),
         "semconv",
     ),
     Metric("system.cpu.logical.count", "updown", "{cpu}", "Logical CPUs online.", _state(), "semconv"),
@@ -95,7 +104,7 @@ HOST = (
         "updown",
         "By",
         "Memory by state; the states add up to the limit.",
-        _hold(share=0.01, share_of="system.memory.limit", group="system.memory", within=("system.memory.state",)),
+        _hold(share=0.02, share_of="system.memory.limit", group="system.memory", within=("system.memory.state",)),
         "semconv",
     ),
     Metric("system.memory.limit", "updown", "By", "Memory of the machine.", _hold(group="system.memory"), "semconv"),
@@ -104,15 +113,16 @@ HOST = (
         "gauge",
         "1",
         "Memory by state as a share of the limit.",
-        _hold(0.01, group="system.memory.utilization", within=("system.memory.state",)),
+        _hold(0.02, group="system.memory.utilization", within=("system.memory.state",)),
         "semconv",
+        averaged=0.01,
     ),
     Metric(
         "system.memory.linux.available",
         "updown",
         "By",
         "Memory that new programs can have without swapping.",
-        _hold(share=0.01, share_of="system.memory.limit", group="system.memory"),
+        _hold(share=0.02, share_of="system.memory.limit", group="system.memory"),
         "semconv",
     ),
     Metric(
@@ -131,13 +141,13 @@ HOST = (
         _hold(0.02, group="system.paging.utilization", within=("system.paging.state",)),
         "semconv",
     ),
-    Metric("system.paging.faults", "counter", "{fault}", "Page faults by type.", _trend(0.2, delta=2000), "semconv"),
+    Metric("system.paging.faults", "counter", "{fault}", "Page faults by type.", _trend(delta=2000), "semconv"),
     Metric(
         "system.paging.operations",
         "counter",
         "{operation}",
         "Pages swapped in and out.",
-        _trend(0.2, delta=100),
+        _trend(delta=100),
         "semconv",
     ),
     Metric(
@@ -145,7 +155,7 @@ HOST = (
         "counter",
         "By",
         "Bytes read and written.",
-        _trend(delta=2**20, group="system.disk", within=("disk.io.direction",)),
+        _trend(delta=2**19),
         "semconv",
     ),
     Metric(
@@ -153,7 +163,7 @@ HOST = (
         "counter",
         "{operation}",
         "Reads and writes completed.",
-        _trend(delta=50, group="system.disk", within=("disk.io.direction",)),
+        _trend(delta=25),
         "semconv",
     ),
     Metric(
@@ -161,7 +171,7 @@ HOST = (
         "counter",
         "s",
         "Seconds the disk had work to do.",
-        _trend(delta=1.2, group="system.disk"),
+        _trend(delta=1.2),
         "semconv",
     ),
     Metric(
@@ -198,7 +208,7 @@ HOST = (
         "counter",
         "By",
         "Bytes received and sent.",
-        _trend(delta=100_000, group="system.network", within=("network.io.direction",)),
+        _trend(delta=30_000),
         "semconv",
     ),
     Metric(
@@ -206,7 +216,7 @@ HOST = (
         "counter",
         "{packet}",
         "Packets received and sent.",
-        _trend(delta=500, group="system.network", within=("network.io.direction",)),
+        _trend(delta=150),
         "semconv",
     ),
     Metric(
@@ -217,9 +227,7 @@ HOST = (
         _hold(urgent=True, group="system.network.trouble", within=("network.io.direction",)),
         "semconv",
     ),
-    Metric(
-        "system.network.packet.dropped", "counter", "{packet}", "Packets dropped.", _trend(0.2, delta=10), "semconv"
-    ),
+    Metric("system.network.packet.dropped", "counter", "{packet}", "Packets dropped.", _trend(delta=10), "semconv"),
     Metric(
         "system.network.connection.count",
         "updown",
@@ -233,7 +241,7 @@ HOST = (
         "counter",
         "s",
         "Seconds in which some or all tasks waited for the resource (PSI).",
-        _trend(0.2, delta=1.2),
+        _trend(delta=1.2),
     ),
     Metric(
         "otelperf.system.pressure.utilization",
@@ -251,7 +259,7 @@ PROCESS = (
         "counter",
         "s",
         "The agent's own CPU time.",
-        _trend(0.2, delta=0.5, group="process.cpu.time", within=("cpu.mode",)),
+        _trend(delta=0.5),
         "semconv",
     ),
     Metric("process.memory.usage", "updown", "By", "The agent's own resident memory.", _hold(2**20), "semconv"),
@@ -267,20 +275,20 @@ PROCESS = (
 )
 
 SERVER = (
-    Metric("otelperf.server.up", "updown", "1", "1 while the server answers, else 0.", _state()),
+    Metric("otelperf.server.up", "updown", "1", "1 while the server answers, else 0.", _state(), averaged=0.01),
     Metric(
         "otelperf.server.tokens",
         "counter",
         "{token}",
         "Tokens processed, by type; prompt tokens found in a cache are not processed.",
-        _trend(delta=20, group="otelperf.server.tokens", within=("gen_ai.token.type",)),
+        _trend(delta=20, group="otelperf.server.tokens"),
     ),
     Metric(
         "otelperf.server.token.throughput",
         "gauge",
         "{token}/s",
         "Tokens processed per second since the last reading; 0 when the server is up and idle.",
-        _hold(1, relative=0.2, group="otelperf.server.token.throughput", within=("gen_ai.token.type",)),
+        _hold(1, relative=0.25, group="otelperf.server.token.throughput", within=("gen_ai.token.type",)),
     ),
     Metric(
         "otelperf.server.active_requests",
@@ -288,6 +296,7 @@ SERVER = (
         "{request}",
         "Requests by state: running, waiting.",
         _hold(group="otelperf.server.active_requests", within=("otelperf.request.state",)),
+        averaged=0.1,
     ),
     Metric(
         "otelperf.server.batch.size",
@@ -316,6 +325,7 @@ SERVER = (
         "1",
         "Context that the largest request in progress fills, as a share of its limit; 0 when none is in progress.",
         _hold(0.05, thresholds=_full(0.9, 0.98)),
+        averaged=0.05,
     ),
     Metric("otelperf.server.context.limit", "updown", "{token}", "Context that one request can have.", _hold()),
     Metric(
@@ -351,7 +361,7 @@ SERVER = (
         "counter",
         "s",
         "Seconds spent processing tokens, by type.",
-        _trend(delta=1.2, group="otelperf.server.tokens", within=("gen_ai.token.type",)),
+        _trend(delta=1.2, group="otelperf.server.tokens"),
     ),
     Metric(
         "otelperf.worker.state",
@@ -359,13 +369,14 @@ SERVER = (
         "1",
         "1 for the state that the worker is in, 0 for the others.",
         _state(group="otelperf.worker.state", within=("otelperf.worker.state",)),
+        averaged=0.01,
     ),
 )
 
 AGENT = (
-    Metric("otelperf.gate.points", "counter", "{point}", "Points emitted, by reason.", _trend(0.2, delta=60)),
-    Metric("otelperf.gate.seen", "counter", "{point}", "Points that reached the gate.", _trend(0.2, delta=60)),
-    Metric("otelperf.gate.suppressed", "counter", "{point}", "Points held back.", _trend(0.2, delta=60)),
+    Metric("otelperf.gate.points", "counter", "{point}", "Points emitted, by reason.", _OWN_BEAT),
+    Metric("otelperf.gate.seen", "counter", "{point}", "Points that reached the gate.", _OWN_BEAT),
+    Metric("otelperf.gate.suppressed", "counter", "{point}", "Points held back.", _OWN_BEAT),
     Metric(
         "otelperf.gate.streams",
         "updown",
@@ -378,15 +389,44 @@ AGENT = (
         "counter",
         "{stream}",
         "New streams refused because the gate is full.",
-        _hold(urgent=True),
+        _RARELY,
     ),
-    Metric("otelperf.export.requests", "counter", "{request}", "Requests answered, by outcome.", _trend(0.3, delta=10)),
+    Metric(
+        "otelperf.gate.samples",
+        "counter",
+        "{sample}",
+        "Samples sent, as Prometheus stores them: buckets and target_info included.",
+        _OWN_BEAT,
+    ),
+    Metric(
+        "otelperf.gate.delta",
+        "gauge",
+        "{unit}",
+        "Widest absolute bound in force among a metric's series, in the metric's unit; for a counter, of its increase in a rate "
+        "window. Absent where it is 0.",
+        _hold(relative=0.5, heartbeat=_SELDOM),
+    ),
+    Metric(
+        "otelperf.gate.relative",
+        "gauge",
+        "1",
+        "The same as a share of the value sent last; for a counter, of its rate. Absent where it is 0.",
+        _hold(relative=0.5, heartbeat=_SELDOM),
+    ),
+    Metric(
+        "otelperf.gate.budget.factor",
+        "gauge",
+        "1",
+        "How many times wider than their rules the bounds are, to keep `gate.budget`; absent without one.",
+        _hold(relative=0.1, heartbeat=_SELDOM),
+    ),
+    Metric("otelperf.export.requests", "counter", "{request}", "Requests answered, by outcome.", _RARELY),
     Metric(
         "otelperf.export.points",
         "counter",
         "{point}",
         "Points delivered or dropped, by outcome.",
-        _trend(0.3, delta=100),
+        _RARELY,
     ),
     Metric(
         "otelperf.export.queue.size",
@@ -408,7 +448,7 @@ AGENT = (
         "counter",
         "{tick}",
         "Ticks left out because one took longer than its interval.",
-        _hold(),
+        _RARELY,
     ),
     Metric(
         "otelperf.source.success",
@@ -416,6 +456,13 @@ AGENT = (
         "1",
         "1 if the source's last read succeeded, else 0.",
         _state(heartbeat=_SELDOM),
+    ),
+    Metric(
+        "otelperf.source.failures",
+        "counter",
+        "{failure}",
+        "Reads of the source that failed; absent while there were none.",
+        _RARELY,
     ),
     Metric(
         "otelperf.source.duration",
@@ -429,17 +476,45 @@ AGENT = (
         "gauge",
         "s",
         "Unix time of the source's last good read.",
-        Rule(kind="heartbeat", heartbeat=_SELDOM),
+        _OWN_BEAT,
     ),
 )
 
-METRICS: tuple[Metric, ...] = HOST + PROCESS + SERVER + AGENT
+
+def integral_name(name: str) -> str:
+    """Return the name of the counter that is a gauge's time integral."""
+    return f"{name}.integral"
+
+
+def _integral(row: Metric, tolerated: float) -> Metric:
+    """Make the row of a gauge's time integral; what ``rate()`` of it may be off by is what the gauge's mean may."""
+    return Metric(
+        integral_name(row.name),
+        "counter",
+        "s" if row.unit == "1" else f"{row.unit}.s",
+        f"Time integral of `{row.name}`: its `rate()` is the true mean. Only where `gate.integrals` names the gauge.",
+        _trend(0.1, delta=tolerated * _RATE_WINDOW),
+    )
+
+
+INTEGRALS: tuple[Metric, ...] = tuple(
+    _integral(row, row.averaged) for row in HOST + PROCESS + SERVER if row.averaged is not None
+)
+METRICS: tuple[Metric, ...] = HOST + PROCESS + SERVER + INTEGRALS + AGENT
 BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}
 
 
-def rules(heartbeat: float = 50.0) -> dict[str, Rule]:
-    """Return the gate's default rule of each metric; what beats seldom keeps its distance to a shorter *heartbeat* (s)."""
-    return {metric.name: _paced(metric.rule, heartbeat / 50.0) for metric in METRICS}
+def rules(heartbeat: float = 50.0, rate_window: float = _RATE_WINDOW) -> dict[str, Rule]:
+    """Return the gate's default rule of each metric.
+
+    What beats seldom keeps its distance to a shorter *heartbeat*; integrals keep the error of their mean under another
+    *rate_window* (both in seconds).
+    """
+    found = {metric.name: _paced(metric.rule, heartbeat / 50.0) for metric in METRICS}
+    for metric in INTEGRALS:
+        rule = found[metric.name]
+        found[metric.name] = replace(rule, delta=rule.delta * rate_window / _RATE_WINDOW)
+    return found
 
 
 def _paced(rule: Rule, factor: float) -> Rule:

@@ -1,7 +1,7 @@
 """Settings: what there is to set, and how a value is found.
 
 A setting is one line of one of the classes below. Its key, flag, environment names, place in the settings file, help,
-docs and schema all follow from that line. Precedence: flag, environment, file, profile, default.
+docs and schema all follow from that line. Precedence: flag, environment, file, profile, backend, default.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 from urllib.parse import quote, urlsplit
 
-from otelperf.config_rules import HEARTBEAT_CEILING, RULES
+from otelperf.backends import BACKENDS
+from otelperf.config_rules import HEARTBEAT_CEILING, INTEGRALS, RULES
 from otelperf.config_values import (
+    AMOUNT,
     BOOLEAN,
     DURATION,
     HEADERS,
@@ -92,6 +94,11 @@ class Setting:
     def variables(self) -> tuple[str, ...]:
         return () if self.file_only else (self.variable, *self.otel, *self.also)
 
+    @property
+    def backends(self) -> Mapping[str, Any]:
+        """Its default for each backend that needs another than the usual."""
+        return {name: values[self.key] for name, values in BACKENDS.items() if self.key in values}
+
     def plain(self, value: Any) -> Any:
         """Return the value as JSON has it and a file may, with secrets masked."""
         if value is None:
@@ -155,6 +162,16 @@ def _derived_insecure(known: Mapping[str, Found], _: Mapping[str, str]) -> Found
     return Found(scheme == "http", f"default of {scheme}")
 
 
+def _derived_histogram_interval(known: Mapping[str, Found], _: Mapping[str, str]) -> Found | None:
+    """A native histogram is one sample, so it may come more often."""
+    return Found(10.0, "default with gate.native_histograms") if known["gate.native_histograms"].value else None
+
+
+def _derived_publish_bounds(known: Mapping[str, Found], _: Mapping[str, str]) -> Found | None:
+    budgeted = any(known[key].value is not None for key in ("gate.budget", "gate.stream_budget"))
+    return Found(True, "default with a budget") if budgeted else None
+
+
 def _derived_service(known: Mapping[str, Found], _: Mapping[str, str]) -> Found | None:
     attributes = known["resource.attributes"]
     name = attributes.value.get("service.name")
@@ -194,6 +211,10 @@ class Metrics:
 class Export:
     """How metrics reach the Collector."""
 
+    backend: Literal["prometheus", "amp", "google", "victoriametrics", "grafana-cloud"] = _setting(
+        choice(*BACKENDS), "prometheus",
+        "What stores the metrics in the end; sets defaults that it needs (docs/backends.md). Mimir is prometheus."
+    )
     protocol: Literal["http/protobuf", "grpc"] = _setting(
         choice("http/protobuf", "grpc"), "http/protobuf", "Transport. grpc needs `pip install 'otelperf[grpc]'`.",
         otel=_otlp("PROTOCOL")
@@ -225,6 +246,9 @@ class Export:
     queue_size: int = _setting(
         SIZE, 8 * 2**20, "Bytes that may wait while the Collector is away; beyond, the oldest go."
     )
+    replay_age: float = _setting(
+        PERIOD, 3600.0, "How old a request that waited may be and still be sent; what stores it may refuse older points."
+    )
     max_points: int = _setting(count(1, 1_000_000), 2000, "Most points in one request.")
     shutdown_timeout: float = _setting(DURATION, 2.0, "Time for the last requests when the agent stops.")
 
@@ -254,6 +278,33 @@ class Gate:
         usual="2 heartbeats or 3 intervals, whichever is longer"
     )
     rate_window: float = _setting(PERIOD, 120.0, "Window of the rate() for which the error of counters is bounded.")
+    previous: bool = _setting(
+        BOOLEAN, True,
+        "Send a counter's held readings later, at their own times, where rate() needs them; false if none older is taken."
+    )
+    spacing: float = _setting(
+        DURATION, 0.0, "Least time between two points of a series, also across a threshold; the newest wins."
+    )
+    native_histograms: bool = _setting(
+        BOOLEAN, False, "Histograms are stored as native ones: a point is one sample, not one for each bucket."
+    )
+    histogram_interval: float = _setting(
+        PERIOD, 30.0, "Least time between two points of a histogram.", derive=_derived_histogram_interval,
+        usual="30s, with gate.native_histograms 10s"
+    )
+    budget: float | None = _setting(
+        AMOUNT, None, "Most samples a minute in all; deltas widen as far as that takes.", usual="no limit"
+    )
+    stream_budget: float | None = _setting(
+        AMOUNT, None, "Most samples a minute of each series; deltas widen as far as that takes.", usual="no limit"
+    )
+    publish_bounds: bool = _setting(
+        BOOLEAN, False, "Send the bound in force of each metric: otelperf.gate.delta, .relative.",
+        derive=_derived_publish_bounds, usual="true with a budget, else false: they are the rules' own"
+    )
+    integrals: tuple[str, ...] = _setting(
+        INTEGRALS, (), "Gauges, as globs, to send the time integral of as well, of which rate() is the true mean."
+    )
     shutdown_marks: Literal["auto", "all", "none"] = _setting(
         choice("auto", "all", "none"), "auto",
         "Which series to end when the agent stops; auto: all except those of a server that still answers."
@@ -482,7 +533,13 @@ class _Search:
         return f": {only} can only be set in the settings file" if only else near(name, names)
 
     def resolve(self, setting: Setting) -> None:
-        places = [self._flag(setting), self._variable(setting), self._entry(setting), self._profile(setting)]
+        places = [
+            self._flag(setting),
+            self._variable(setting),
+            self._entry(setting),
+            self._profile(setting),
+            self._backend(setting),
+        ]
         derived = setting.derive(self.found, self.environ) if setting.derive else None
         self.found[setting.key] = next(
             (found for found in (*places, derived) if found is not None), Found(setting.default, "default")
@@ -519,6 +576,11 @@ class _Search:
     def _profile(self, setting: Setting) -> Found | None:
         profile = self.found["profile"].value if "profile" in self.found else ""
         return Found(setting.profiles[profile], f"profile {profile}") if profile in setting.profiles else None
+
+    def _backend(self, setting: Setting) -> Found | None:
+        backend = self.found["export.backend"].value if "export.backend" in self.found else ""
+        values = setting.backends
+        return Found(values[backend], f"default of backend {backend}") if backend in values else None
 
     def _parsed(self, setting: Setting, given: Found) -> Found | None:
         try:
@@ -572,31 +634,42 @@ def _settings(found: Mapping[str, Found]) -> Settings:
     return Settings(**parts, origins=MappingProxyType({key: each.origin for key, each in found.items()}))
 
 
-def _contradictions(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+_Told = tuple[tuple[str, ...], str]
+
+
+def _contradictions(settings: Settings) -> Iterator[_Told]:
     """Tell the settings that are right one by one and wrong together, with the keys concerned."""
-    heartbeat = settings.gate.heartbeat
-
-    def told(*keys: str) -> tuple[tuple[str, ...], str]:
-        return keys, " and ".join(
-            f"{key} is {BY_KEY[key].show(settings.value(key))} ({settings.origin(key)})" for key in keys
-        )
-
-    if heartbeat > HEARTBEAT_CEILING:
-        keys, text = told("gate.heartbeat")
-        yield keys, f"{text}: expected at most {show_duration(HEARTBEAT_CEILING)}, Prometheus forgets a series after 5m"
-    if settings.gate.linger >= heartbeat:
-        keys, text = told("gate.linger", "gate.heartbeat")
-        yield keys, f"{text}: expected the linger to be shorter"
+    yield from _gate_contradictions(settings)
     for section, used in (("host", settings.host.enabled), ("server", bool(settings.server.url))):
-        if used and settings.value(f"{section}.interval") >= heartbeat:
-            keys, text = told(f"{section}.interval", "gate.heartbeat")
-            yield keys, f"{text}: expected the interval to be shorter"
+        if used and settings.value(f"{section}.interval") >= settings.gate.heartbeat:
+            yield _told(settings, "expected the interval to be shorter", f"{section}.interval", "gate.heartbeat")
     if (settings.export.client_key is None) != (settings.export.client_certificate is None):
-        keys, text = told("export.client_key", "export.client_certificate")
-        yield keys, f"{text}: expected both or neither"
+        yield _told(settings, "expected both or neither", "export.client_key", "export.client_certificate")
     if len(set(settings.server.url)) < len(settings.server.url):
-        keys, text = told("server.url")
-        yield keys, f"{text}: expected each server once"
+        yield _told(settings, "expected each server once", "server.url")
+
+
+def _gate_contradictions(settings: Settings) -> Iterator[_Told]:
+    gate = settings.gate
+    if gate.heartbeat > HEARTBEAT_CEILING:
+        expected = f"expected at most {show_duration(HEARTBEAT_CEILING)}, Prometheus forgets a series after 5m"
+        yield _told(settings, expected, "gate.heartbeat")
+    if gate.linger >= gate.heartbeat:
+        yield _told(settings, "expected the linger to be shorter", "gate.linger", "gate.heartbeat")
+    if gate.spacing > gate.heartbeat:
+        yield _told(settings, "expected the spacing to be no longer", "gate.spacing", "gate.heartbeat")
+    beats = 60 / gate.heartbeat
+    if gate.stream_budget is not None and gate.stream_budget < beats:
+        expected = f"heartbeats alone are {beats:.3g} a minute, expected a larger budget or a longer heartbeat"
+        yield _told(settings, expected, "gate.stream_budget", "gate.heartbeat")
+    for key in ("gate.budget", "gate.stream_budget"):
+        if settings.value(key) is not None and not gate.enabled:
+            yield _told(settings, "expected no budget, or the gate to be on", key, "gate.enabled")
+
+
+def _told(settings: Settings, expected: str, *keys: str) -> _Told:
+    values = (f"{key} is {BY_KEY[key].show(settings.value(key))} ({settings.origin(key)})" for key in keys)
+    return keys, f"{' and '.join(values)}: {expected}"
 
 
 # ── The settings file ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -703,5 +776,6 @@ def schema() -> dict[str, Any]:
 
 
 def _property(setting: Setting) -> dict[str, Any]:
-    default = {} if setting.derive or setting.default is None else {"default": setting.plain(setting.default)}
+    varies = setting.derive or setting.backends or setting.default is None
+    default = {} if varies else {"default": setting.plain(setting.default)}
     return {"description": setting.doc, **default, "anyOf": [dict(setting.kind.schema), {"type": "null"}]}

@@ -1,4 +1,4 @@
-"""The setting ``gate.rules``: a user's changes to the gate's rules."""
+"""The settings ``gate.rules``, a user's changes to the gate's rules, and ``gate.integrals``, the gauges to integrate."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from otelperf.config_values import (
     DURATION_SCHEMA,
+    NAMES,
     NUMBER,
     PERIOD,
     SCALAR,
@@ -188,3 +189,20 @@ _RULE_SCHEMA: Mapping[str, Any] = {
 RULES = Kind(
     "rules", "a list of rules, each a mapping with metric and what to change", _rules, _plain_rules, _RULE_SCHEMA
 )
+
+
+def _integrals(value: Any) -> tuple[str, ...]:
+    """Read globs; one that fits no gauge with an integral would do nothing."""
+    from fnmatch import fnmatchcase
+
+    from otelperf.catalog import METRICS
+
+    patterns = NAMES.parse(value)
+    able = [metric.name for metric in METRICS if metric.averaged is not None]
+    lost = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in able)]
+    if lost:
+        raise UnfitError(f"{', '.join(lost)} fits no metric that has an integral; these have: " + ", ".join(able))
+    return patterns
+
+
+INTEGRALS = Kind("list", "a list of metrics, as globs, separated by commas", _integrals, list, NAMES.schema)

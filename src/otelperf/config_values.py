@@ -196,6 +196,16 @@ def count(low: int, high: int) -> Kind[int]:
     return Kind("number", f"a whole number from {low} to {high}", parse, int, schema)
 
 
+def _amount(value: Any) -> float:
+    number = float(_matched(re.compile(NUMBER), value).group())
+    within(number, 5e-324, 1e12)
+    return number
+
+
+def _shortest(number: float) -> float:
+    return int(number) if number == int(number) else number
+
+
 def choice(*names: str) -> Kind[Any]:
     """Return the kind of one of a few names."""
 
@@ -229,6 +239,13 @@ PERIOD = Kind(
     lambda v: duration(v, above=0.0),
     show_duration,
     DURATION_SCHEMA,
+)
+AMOUNT = Kind(
+    "number",
+    "a number above 0",
+    _amount,
+    _shortest,
+    {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "pattern": rf"^{NUMBER}$"}]},
 )
 SIZE = Kind(
     "size",

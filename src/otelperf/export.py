@@ -33,9 +33,6 @@ _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE_UNREACHABLE = 2.0
 _LONGEST_PAUSE_BUSY = 30.0
 LONGEST_RETRY_AFTER = 300.0
-_OLDEST = (
-    3600.0  # s; Prometheus takes no older points, and one request that always fails must not stop the queue for ever
-)
 _SNAPSHOT_SPACING = 50.0  # s; after a loss everything is sent anew, but not more often than a heartbeat would
 
 
@@ -146,7 +143,8 @@ class Sender:
     """A bounded FIFO of requests and the thread that drains it, oldest first, one at a time.
 
     When it is full the oldest request goes. After a loss *on_loss* is called once the way is free again, so that
-    everything can be sent anew. *limit* is in bytes, *timeout* in seconds a request.
+    everything can be sent anew. *limit* is in bytes, *timeout* in seconds a request. A request that has waited for longer than
+    *replay_age* seconds is not sent: what stores it takes no older points, and one that always fails must not stop the queue.
     """
 
     def __init__(
@@ -156,12 +154,14 @@ class Sender:
         *,
         limit: int,
         timeout: float,
+        replay_age: float = 3600.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stats = SenderStats(queue_limit=limit)
         self._transport = transport
         self._on_loss = on_loss
         self._timeout = timeout
+        self._replay_age = replay_age
         self._monotonic = monotonic
         self._queue: deque[_Request] = deque()
         self._changed = threading.Condition()
@@ -218,6 +218,10 @@ class Sender:
         self._lost = True
         _log.trouble(why, endpoint=self._transport.endpoint)
 
+    def _drop_old(self) -> None:
+        while self._queue and self._monotonic() - self._queue[0].queued > self._replay_age:
+            self._drop(0, "request too old, dropped")
+
     def _count(self, outcome: str, points: int) -> None:
         self.stats.requests[outcome] += 1
         self.stats.points[outcome] += points
@@ -225,6 +229,7 @@ class Sender:
     def _run(self) -> None:
         while True:
             with self._changed:
+                self._drop_old()
                 while not self._queue:
                     if self._deadline is not None:
                         self._drained.set()
@@ -262,10 +267,7 @@ class Sender:
             self._in_flight = False
             if verdict.outcome == "retry":
                 self.stats.retries += 1
-                pause = self._back_off(verdict)
-                if self._monotonic() - request.queued > _OLDEST:
-                    self._drop(0, "request too old, dropped")
-                return pause
+                return self._back_off(verdict)
             self._queue.popleft()
             self.stats.queue_bytes -= len(request.body)
             self._count(verdict.outcome, request.points)

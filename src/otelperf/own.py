@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from otelperf.catalog import AGENT, PROCESS
 from otelperf.readings import Attributes, Batch, Health, Reading
 
 if TYPE_CHECKING:
     from otelperf.export import SenderStats
     from otelperf.gate.metrics import GateStats
+    from otelperf.gate.stream import Bound
 
 _SECOND = 1e9
+_NO_BOUNDS: Mapping[str, Bound] = MappingProxyType({})
+_OWN = frozenset(metric.name for metric in PROCESS + AGENT)
 
 
-def batch(  # each a part of the agent that reports here
+def batch(  # noqa: PLR0913 # each a part of the agent that reports here
     time: int,
     start: int,
     gate: GateStats,
@@ -22,9 +28,18 @@ def batch(  # each a part of the agent that reports here
     health: tuple[Health, ...],
     tick_seconds: float | None,
     missed: int,
+    *,
+    bounds: Mapping[str, Bound] = _NO_BOUNDS,
+    budgeted: bool = False,
 ) -> Batch:
-    """Fold everything the agent knows of itself into one batch; *start* is when it began to count (Unix ns)."""
-    readings = [*_gate(gate, start), *_sources(health)]
+    """Fold everything the agent knows of itself into one batch; *start* is when it began to count (Unix ns).
+
+    *bounds* by metric; those of the agent's own metrics are left out: two series each, and nobody asks. *budgeted*: there is a
+    budget for all streams, so its factor says something.
+    """
+    readings = [*_gate(gate, start), *_bounds(bounds), *_sources(health, start)]
+    if budgeted:
+        readings.append(Reading("otelperf.gate.budget.factor", gate.factor))
     if sender is not None:
         readings += _sender(sender, start)
     if tick_seconds is not None:
@@ -39,6 +54,7 @@ def _gate(stats: GateStats, start: int) -> list[Reading]:
         Reading("otelperf.gate.suppressed", stats.suppressed, start=start),
         Reading("otelperf.gate.refused", stats.refused, start=start),
         Reading("otelperf.gate.streams", stats.streams),
+        Reading("otelperf.gate.samples", stats.samples, start=start),
         *(
             Reading("otelperf.gate.points", n, _of("otelperf.reason", reason), start)
             for reason, n in stats.emitted.items()
@@ -62,7 +78,19 @@ def _sender(stats: SenderStats, start: int) -> list[Reading]:
     ]
 
 
-def _sources(health: tuple[Health, ...]) -> list[Reading]:
+def _bounds(bounds: Mapping[str, Bound]) -> Iterator[Reading]:
+    """Yield what is not 0: a metric without either sends every change."""
+    for metric, bound in bounds.items():
+        if metric in _OWN:
+            continue
+        attributes = _of("otelperf.metric.name", metric)
+        if bound.delta:
+            yield Reading("otelperf.gate.delta", bound.delta, attributes)
+        if bound.relative:
+            yield Reading("otelperf.gate.relative", bound.relative, attributes)
+
+
+def _sources(health: tuple[Health, ...], start: int) -> list[Reading]:
     readings = []
     for source in health:
         if source.absent:
@@ -70,11 +98,13 @@ def _sources(health: tuple[Health, ...]) -> list[Reading]:
         attributes = _of("otelperf.source.name", source.source)
         readings.append(Reading("otelperf.source.success", int(source.ok), attributes))
         readings.append(Reading("otelperf.source.duration", source.duration, attributes))
+        if source.failures:
+            readings.append(Reading("otelperf.source.failures", source.failures, attributes, start))
         if source.last_success is not None:
             readings.append(Reading("otelperf.source.last_success", source.last_success / _SECOND, attributes))
     return readings
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=1024)
 def _of(key: str, value: str) -> Attributes:
     return {key: value}
