@@ -54,6 +54,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return doctor.run(_settings(arguments), json=arguments.json)
 
 
+def _savings(arguments: argparse.Namespace) -> int:
+    from otelperf import savings
+
+    return savings.run(arguments)
+
+
 def _config_show(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     rows = [(each, settings.value(each.key), settings.origin(each.key)) for each in config.SETTINGS]
@@ -120,6 +126,12 @@ def _add_settings_and_json(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser)
 
 
+def _add_savings(parser: argparse.ArgumentParser) -> None:
+    from otelperf import savings
+
+    savings.add_arguments(parser)
+
+
 def _add_config(parser: argparse.ArgumentParser) -> None:
     _add_commands(parser, CONFIG_COMMANDS)
 
@@ -132,6 +144,12 @@ COMMANDS: tuple[Command, ...] = (
     Command("agent", "sample this machine and its inference servers, and send what moves", _add_settings, _agent),
     Command("config", "show settings, print the schema of the settings file", _add_config, lambda _: 0),
     Command("doctor", "check that metrics can be read and arrive", _add_settings_and_json, _doctor),
+    Command(
+        "savings",
+        "say what the gate would keep of series that you have, and how far off it would be",
+        _add_savings,
+        _savings,
+    ),
 )
 
 
