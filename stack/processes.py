@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 COLLECTOR_CONFIGS = ROOT / "collector-config"
 PROMETHEUS_CONFIGS = ROOT / "prometheus"
+NATIVE_HISTOGRAMS = "convert_histograms_to_nhcb: true"  # stands in prometheus.yaml behind a "# "
 READY_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 10.0
 HTTP_TIMEOUT_SECONDS = 5.0
@@ -190,12 +191,19 @@ def prometheus(
     flags: Sequence[str] = (),
     alertmanager_url: str | None = None,
     collector_telemetry_port: int | None = None,
+    native_histograms: bool = False,
 ) -> Process:
-    """Return a Prometheus with the shipped configuration; its data lies in *folder*."""
+    """Return a Prometheus with the shipped configuration; its data lies in *folder*.
+
+    *native_histograms* takes the "# " away from the configuration's ``convert_histograms_to_nhcb``.
+    """
     port = free_port()
     config = folder / "prometheus.yaml"
     folder.mkdir(parents=True, exist_ok=True)
-    config.write_text(_prometheus_config(port, alertmanager_url, collector_telemetry_port))
+    text = _prometheus_config(port, alertmanager_url, collector_telemetry_port)
+    if native_histograms:
+        text = text.replace(f"# {NATIVE_HISTOGRAMS}", NATIVE_HISTOGRAMS)
+    config.write_text(text)
     command: list[str | Path] = [
         part("prometheus"),
         f"--config.file={config}",
