@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PARTS := collector prometheus promtool alertmanager amtool llama-server tiny-model
 
-.PHONY: run test check stack parts bench docs clean
+.PHONY: run test check stack parts bench bench-fidelity docs clean
 
 run: $(VENV)/.installed  ## Run the agent on this machine; needs nothing else
 	OTEL_METRICS_EXPORTER=$${OTEL_METRICS_EXPORTER:-console} exec $(BIN)/otelperf agent
@@ -26,6 +26,10 @@ stack: parts  ## Collector, Prometheus, Alertmanager, llama-server under load, a
 
 bench: $(VENV)/.dev  ## Print the figures that the documentation quotes
 	$(BIN)/python -m benchmarks.footprint
+
+bench-fidelity: $(VENV)/.dev  ## How true the gate is: dense, gated and scraped, through the real Collector into Prometheus
+	$(BIN)/python -m stack.parts collector prometheus
+	$(BIN)/python -m benchmarks.fidelity
 
 docs: $(VENV)/.dev  ## Write the generated tables in docs/
 	$(BIN)/python -m tests.generated_docs

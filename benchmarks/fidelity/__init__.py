@@ -1,0 +1,1 @@
+"""How true the gate is, and at what price, beside scrapes at fixed intervals: docs/fidelity.md."""
