@@ -269,7 +269,7 @@ class DeltaGate(MetricExporter):
         if shape is None:
             self._pass_ungated(scope, metric, now)
             return
-        family, tray = scope.family(metric, shape), scope.tray
+        family, tray, terms = scope.family(metric, shape), scope.tray, self._terms
         for point in metric.data.data_points:
             stream = family.find(point.attributes) or self._first_sight(family, point)
             if stream is None:
@@ -284,8 +284,8 @@ class DeltaGate(MetricExporter):
                 continue
             self.stats.seen += 1
             self._take(stream, fresh, now)
-            reason = stream.reason(self._terms)
-            if reason in {None, "previous"} and not stream.early(self._terms):
+            reason = stream.reason(terms)
+            if (reason is None or reason == "previous") and not (terms.spacing and stream.early(terms)):
                 reason = self._heart(stream, fresh, tray) or reason
             if reason is None:
                 verdicts.hold.append(stream)
@@ -302,30 +302,45 @@ class DeltaGate(MetricExporter):
 
     def _settle(self, verdicts: _Verdicts, now: int) -> None:
         """Let out what must go and what is grouped with it, and hold the rest."""
-        follow: dict[int, set[int]] = {}  # groups of which something goes, and the times of earlier readings that do
-        for stream, reason in verdicts.emit:
-            if stream.group is None:
-                continue
-            if reason != "previous":
-                follow.setdefault(id(stream.group), set())
-            if stream.due:
-                follow.setdefault(id(stream.group), set()).update(stream.due)
-        newest = {id(stream.group) for stream, reason in verdicts.emit if reason != "previous"}
-        held: list[tuple[Stream, str | None]] = [(stream, None) for stream in verdicts.hold]
-        for stream, why in (*verdicts.emit, *held):
-            group = id(stream.group)
-            if stream.group is not None and group in follow:
-                stream.join(follow[group], self._terms)
-            if why is not None and why != "previous":
+        follow = self._followed(verdicts.emit)
+        newest = {id(stream.group) for stream, why in verdicts.emit if why != "previous"}
+        for stream, why in verdicts.emit:
+            self._join(stream, follow)
+            if why != "previous":
                 self._emit(stream, why, now)
-            elif stream.group is not None and group in newest and stream.follows(self._terms):
-                self._emit(stream, "group", now)
             else:
-                self._emit_earlier(stream, now)
+                self._hold(stream, newest, now)
+        for stream in verdicts.hold:
+            if follow:
+                self._join(stream, follow)
+                self._hold(stream, newest, now)
+            else:
                 stream.hold(self._terms)
                 self.stats.suppressed += 1
         verdicts.emit.clear()
         verdicts.hold.clear()
+
+    @staticmethod
+    def _followed(emit: list[tuple[Stream, str]]) -> dict[int, set[int]]:
+        """Return the groups of which something goes, and the times of earlier readings that do."""
+        follow: dict[int, set[int]] = {}
+        for stream, _ in emit:
+            if stream.group is not None:
+                follow.setdefault(id(stream.group), set()).update(stream.due)
+        return follow
+
+    def _join(self, stream: Stream, follow: dict[int, set[int]]) -> None:
+        if stream.group is not None and id(stream.group) in follow:
+            stream.join(follow[id(stream.group)], self._terms)
+
+    def _hold(self, stream: Stream, newest: set[int], now: int) -> None:
+        """Hold the newest point back, unless one of its group goes; what was held earlier may go."""
+        if stream.group is not None and id(stream.group) in newest and stream.follows(self._terms):
+            self._emit(stream, "group", now)
+        else:
+            self._emit_earlier(stream, now)
+            stream.hold(self._terms)
+            self.stats.suppressed += 1
 
     @staticmethod
     def _fresh(stream: Stream, point: DataPoint, now: int) -> DataPoint | None:

@@ -175,7 +175,7 @@ class Stream:
     def earlier(self, terms: Terms) -> list[NumberDataPoint]:
         """Take the readings before the newest that are due as emitted, and return them, oldest first."""
         point, trend = self.seen, self._trend
-        if trend is None or not isinstance(point, NumberDataPoint):
+        if not self._due or trend is None or not isinstance(point, NumberDataPoint):
             return []
         found = []
         for time, value in self._due:
@@ -201,16 +201,18 @@ class Stream:
         """Take the newest point as held back."""
         point = self.seen
         assert point is not None  # only streams that were seen are held
-        if self._trend is not None and self.emitted is not None:
+        trend = self._trend
+        if trend is not None and self.emitted is not None:
             amount = _amount(point)
-            if isfinite(amount) and isfinite(self._trend.last[1]):
-                self._trend.held(point.time_unix_nano, amount, terms.watch)
+            if isfinite(amount) and isfinite(trend.sent_values[-1]):
+                trend.held(point.time_unix_nano, amount, terms.watch)
         if point.exemplars:
             self._carried = [*self._carried, *point.exemplars][-_EXEMPLARS:]
 
     def early(self, terms: Terms) -> bool:
         """Say whether the newest point comes too soon after the last one sent."""
-        return bool(terms.spacing) and self.seen is not None and self.seen.time_unix_nano - self.latest < terms.spacing
+        point = self.seen
+        return point is not None and point.time_unix_nano - self.latest < terms.spacing
 
     def follows(self, terms: Terms) -> bool:
         """Say whether the newest point must go because another of its group does: not if what was sent says the same."""
@@ -231,7 +233,7 @@ class Stream:
         point, emitted, rule = self.seen, self.emitted, self.rule
         self._due = _NOTHING
         assert point is not None  # only streams that were seen are judged
-        if self.early(terms):
+        if terms.spacing and self.early(terms):
             return None
         if emitted is None:
             return self.because
@@ -251,7 +253,7 @@ class Stream:
             return "threshold"
         if kind == "state":
             return "state" if hold.moved(value, held, 0.0, 0.0) else None
-        factor = self.factor(terms)
+        factor = terms.factor if self.account is None else self.factor(terms)
         return "change" if hold.moved(value, held, self._delta() * factor, rule.relative * factor) else None
 
     def factor(self, terms: Terms) -> float:
@@ -275,10 +277,10 @@ class Stream:
         trend, value = self._trend, _amount(point)
         if trend is None:
             return "first"
-        last = trend.last[1]
+        last = trend.sent_values[-1]
         if not (isfinite(value) and isfinite(last)):
             return "change" if value != last and (value == value or last == last) else None
-        rule, factor = self.rule, self.factor(terms)
+        rule, factor = self.rule, terms.factor if self.account is None else self.factor(terms)
         self._due = due = trend.due(
             point.time_unix_nano, value, terms.watch, rule.delta * factor, rule.relative * factor, earlier=terms.earlier
         )
