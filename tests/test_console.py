@@ -97,7 +97,7 @@ def test_lines_golden() -> None:
     assert printed(
         emission(attributes={"system.memory.state": "used"}, old=2**30, new=3 * 2**29, reason="delta"),
         emission("system.cpu.utilization", "1", {"cpu.mode": "user"}, None, 0.4213, "first"),
-        emission("otelperf.server.tokens", "{token}", {"gen_ai.token.type": "output"}, 900, 1234, "bend", "monotonic"),
+        emission("otelperf.server.tokens", "{token}", {"gen_ai.token.type": "output"}, 900, 1234, "rate", "monotonic"),
         emission(
             "otelperf.server.tokens", "{token}", {"gen_ai.token.type": "output"}, 900, 1200, "previous", "monotonic"
         ),
@@ -108,7 +108,7 @@ def test_lines_golden() -> None:
     ) == [
         f"{CLOCK}  system.memory.usage{{state=used}}                                      1 GiB → 1.5 GiB            delta",
         f"{CLOCK}  system.cpu.utilization{{mode=user}}                                    0.421                      first",
-        f"{CLOCK}  otelperf.server.tokens{{type=output}}                                  900 → +334                 bend",
+        f"{CLOCK}  otelperf.server.tokens{{type=output}}                                  900 → +334                 rate",
         f"{CLOCK}  otelperf.server.tokens{{type=output}}                                  1.2 k                      previous",
         f"{CLOCK}  otelperf.worker.state{{id=0, state=idle}}                              1 → 0                      state",
         f"{CLOCK}  otelperf.server.up                                                   1 → ended                  end",

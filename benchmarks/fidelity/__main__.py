@@ -71,7 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--details", action="store_true", help="series by series as well")
     parser.add_argument("--write", action="store_true", help="put tables and plot into docs/")
     rules = parser.add_argument_group("rules", "to try others than the catalogue's")
-    rules.add_argument("--relative", type=float, help="of every counter (0.15 is the catalogue's)")
+    rules.add_argument("--relative", type=float, help="of every counter (0.25 is the catalogue's)")
     rules.add_argument("--histogram-relative", type=float, help="of every histogram")
     rules.add_argument("--delta-factor", type=float, default=1.0, help="times every delta, of gauges and counters")
     rules.add_argument("--no-groups", action="store_true", help="let no series follow another")

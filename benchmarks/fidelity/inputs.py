@@ -18,8 +18,10 @@ from otelperf import catalog
 from otelperf.gate.policy import Rule
 from otelperf.prometheus_text import label_name, metric_name
 from otelperf.readings import Attributes, Buckets
-from otelperf.sources.engines.engine import Facts, Moment, whole
+from otelperf.sources.engines.engine import Facts, Moment
+from otelperf.sources.engines.exposition import Place
 from otelperf.sources.engines.llamacpp import LLAMACPP
+from otelperf.sources.engines.mapping import Mapper
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 
@@ -264,13 +266,13 @@ def llama() -> Input:
     """A llama.cpp server, through the map that the agent uses and at its pace."""
     columns = Columns()
     before: Moment | None = None
+    mapper = Mapper(LLAMACPP)
     facts = Facts(numbers={"slots": _LLAMA_SLOTS})
     for tick, row in enumerate(list(_rows("llama-server-1s.jsonl.gz"))[::_SERVER_INTERVAL]):
         now = Moment(round(row.pop("t") * 1e9), row)
         columns.add(tick, "otelperf.server.up", 1, {})
-        for take in LLAMACPP.takes:
-            columns.add(tick, take.metric, whole(row[take.series]), take.attributes)
-        for reading in LLAMACPP.derive(before, now, facts):
+        lines = {name: [(Place(name, {}), value)] for name, value in row.items()}
+        for reading in (*mapper.readings(now.time, lines, None, []), *LLAMACPP.derive(before, now, facts)):
             columns.add(tick, reading.name, reading.value, reading.attributes)
         before = now
     ratios = [

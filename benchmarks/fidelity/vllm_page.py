@@ -12,7 +12,7 @@ from otelperf.catalog import Kind
 from otelperf.gate.policy import Rule
 from otelperf.readings import Attributes, Buckets
 from otelperf.sources.engines.engine import whole
-from otelperf.sources.engines.exposition import Sample, histograms, parse
+from otelperf.sources.engines.exposition import Sample, as_buckets, parse
 
 _COUNTER = Rule(kind="trend", relative=0.25)
 _HISTOGRAM = Rule(kind="histogram", relative=0.15)
@@ -53,12 +53,26 @@ def readings(page: str) -> Iterator[Found]:
     for name, kind in types.items():
         if kind == "histogram":
             lines = [sample for part in parts[name] for sample in found.get(part, ())]
-            yield from ((name, "histogram", buckets, labels) for labels, buckets in histograms(lines, name))
+            yield from ((name, "histogram", buckets, labels) for labels, buckets in _histograms(lines, name))
         else:
             ours: Kind = "gauge" if kind == "gauge" else "counter"
             for part in parts[name]:
                 for sample in found.get(part, ()):
                     yield part, ours, whole(sample.value), sample.labels
+
+
+def _histograms(lines: list[Sample], name: str) -> Iterator[tuple[Attributes, Buckets]]:
+    running: dict[frozenset[tuple[str, str]], dict[float, float]] = {}
+    sums: dict[frozenset[tuple[str, str]], float] = {}
+    for line in lines:
+        labels = frozenset(item for item in line.labels.items() if item[0] != "le")
+        if line.name == f"{name}_bucket":
+            running.setdefault(labels, {})[float(line.labels["le"])] = line.value
+        elif line.name == f"{name}_sum":
+            sums[labels] = line.value
+    for labels, counts in running.items():
+        if (buckets := as_buckets(counts, sums.get(labels))) is not None:
+            yield dict(labels), buckets
 
 
 def _parts(name: str, kind: str) -> tuple[str, ...]:

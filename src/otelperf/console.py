@@ -50,10 +50,10 @@ class Console:
         """Say how to read what follows."""
         self._print(f"{'time':<10}  {'metric':<68} {'old → new':<26} why")
         self._print(
-            "why: first sight · change past the delta · threshold · state · rate would be misread · bend in a counter's"
+            "why: first sight · change past the delta · threshold · state · rate would be misread, and previous: an earlier"
         )
         self._print(
-            "line (the previous point goes too) · group: goes with another · heartbeat · end. docs/gate.md says more"
+            "reading puts it right · quantile · group: goes with another · reset · heartbeat · end. docs/gate.md says more"
         )
 
     def emission(self, emission: Emission) -> None:

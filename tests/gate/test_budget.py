@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.sdk.metrics.export import MetricExportResult
 
 from otelperf.gate.budget import Account, Budget
 from otelperf.gate.policy import Rule, Threshold
@@ -61,7 +62,17 @@ def test_a_clock_that_steps_back_pays_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"total": 0}, {"per_stream": -1}, {"total": inf}, {"total": nan}, {"finest": 0}, {"finest": 2}]
+    "wrong",
+    [
+        {"total": 0},
+        {"per_stream": -1},
+        {"total": inf},
+        {"total": nan},
+        {"total": 10**400},
+        {"total": True},
+        {"finest": 0},
+        {"finest": 2},
+    ],
 )
 def test_a_budget_that_cannot_be_meant_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^Budget: "):
@@ -180,14 +191,68 @@ def test_two_times_in_a_request_are_two_samples_of_target_info() -> None:
     world.show(1.0, attributes={"new": 2})
     before = world.gate.stats.samples
     world.flush()
-    assert world.gate.stats.samples - before == 2
+    assert world.gate.stats.samples - before == 2 + 2
+
+
+def test_what_failed_is_not_counted_as_sent() -> None:
+    world = World(budget=Budget(total=10), linger=0)
+    world.recorder.answers = [MetricExportResult.FAILURE] * 60
+    for _ in range(60):
+        world.show(1.0)
+    assert (world.gate.stats.samples, world.gate.stats.factor) == (0, 1.0)
+
+
+def test_a_budget_of_a_stream_below_what_its_heartbeats_cost_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(budget=Budget(per_stream=2), linger=0)
+    with caplog.at_level(logging.WARNING):
+        for second in range(1800):
+            world.tick(histogram("h", buckets(world.now, (second, 0, 0, 0, 0))))
+    assert [r.args for r in caplog.records if "a stream's budget is less" in r.message] == [("h",)]
+
+
+# Settings that cannot be meant
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"heartbeat": 0},
+        {"heartbeat": inf},
+        {"linger": -1},
+        {"rate_window": 0},
+        {"rate_window": nan},
+        {"histogram_interval": -5},
+        {"spacing": nan, "previous": False},
+        {"spacing": 5},
+        {"spacing": 60, "previous": False},
+        {"max_streams": 0},
+        {"gone_after": -1},
+        {"max_points": -1},
+        {"budget": 100},
+    ],
+)
+def test_a_gate_that_cannot_be_meant_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^DeltaGate: "):
+        World(**wrong)
 
 
 # Spacing
 
 
+def test_a_clock_that_is_set_back_ends_the_wait_for_the_spacing() -> None:
+    world = World({"m": Rule(kind="state")}, spacing=5.0, previous=False, linger=0)
+    for value in range(10):
+        world.show(value)
+    world.now -= 3600 * SECOND
+    world.gate.rebase()
+    before = len(world.points())
+    for value in range(20):
+        world.show(value)
+    assert len(world.points()) - before == 4
+
+
 def test_points_of_a_stream_keep_their_spacing_and_the_newest_wins() -> None:
-    world = World({"m": Rule(delta=0.5)}, spacing=5.0, linger=0)
+    world = World({"m": Rule(delta=0.5)}, spacing=5.0, previous=False, linger=0)
     for second in range(12):
         world.show(float(second))
     assert world.series() == [(0, 0.0), (5, 5.0), (10, 10.0)]

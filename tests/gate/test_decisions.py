@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from otelperf.gate import hold, shape
 from otelperf.gate.clock import Clock
 from otelperf.gate.policy import UNKNOWN, Override, Policy, Rule, Threshold
-from otelperf.gate.trend import Trend, extrapolated_increase, watch
+from otelperf.gate.trend import Trend, _View, extrapolated, watch
 
 SECOND = 1_000_000_000
 VALUES = st.floats(allow_nan=True, allow_infinity=True)
@@ -127,7 +127,9 @@ def test_the_extrapolation_is_that_of_prometheus(steps: list[tuple[int, int]], l
     expected = increase_as_prometheus_has_it(
         [(t * SECOND, float(v)) for t, v in samples], (time + later) * SECOND, 120 * SECOND
     )
-    actual = extrapolated_increase([(t * SECOND, float(v)) for t, v in samples], (time + later) * SECOND, 120 * SECOND)
+    start = (time + later - 120) * SECOND
+    inside = [(t * SECOND, float(v)) for t, v in samples if t * SECOND > start]
+    actual = extrapolated(inside[0], inside[-1], len(inside), start, (time + later) * SECOND) if inside else None
     assert (expected is None) == (actual is None)
     if expected is not None and actual is not None:
         assert isclose(expected, actual, rel_tol=1e-9, abs_tol=1e-9)
@@ -197,6 +199,33 @@ def test_a_counter_that_turns_from_whole_to_broken_numbers_begins_its_memory_ane
     trend.held(30 * SECOND, 2**53 + 1, WATCH)
     assert trend.reading(30 * SECOND, WATCH) == (30 * SECOND, 2**53 + 1)
     assert trend.reading(20 * SECOND, WATCH) is None
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(0, 50) | st.sampled_from([0, 500])), min_size=1, max_size=80),
+    st.sampled_from([20, 60, 120]),
+    st.sampled_from([(0.0, 0.1), (30.0, 0.25), (5.0, 0.0)]),
+)
+def test_what_is_remembered_is_in_order_and_the_quick_look_agrees_with_the_views(
+    steps: list[tuple[int, int]], rate_window: int, tolerated: tuple[float, float]
+) -> None:
+    watched, time, value = watch(rate_window * SECOND), 0, 0
+    trend = Trend(0, 0)
+    for gap, gain in steps * 3:
+        time, value = time + gap * SECOND, value + gain
+        views = [_View(trend, time, value, window, *tolerated) for window in watched.windows]
+        errors = [view.error() for view in views if view.tolerated]
+        if trend.sent_values[0] != value and all(abs(error - 1) > 1e-6 for error in errors):
+            wrong = any(view.error() > 1 for view in views)
+            assert wrong == trend._misread(time, value, watched, *tolerated)
+        due = trend.due(time, value, watched, *tolerated)
+        for point in due:
+            trend.sent(*point, watched)
+        if (time, value) not in due:
+            trend.held(time, value, watched)
+        assert list(trend._times) == sorted(set(trend._times))
+        assert trend.sent_times == sorted(set(trend.sent_times))
+        assert len(trend._times) == len(trend._values)
 
 
 # Shape

@@ -447,3 +447,20 @@ def test_after_a_rebase_older_points_go_and_every_stream_is_sent_anew() -> None:
     assert world.series() == [(0.0, 1), (-3598.0, 1)]
     world.show(2)
     assert world.series()[-1] == (-3596.0, 2)
+
+
+def test_a_forked_child_neither_hangs_nor_ends_what_is_the_parents() -> None:
+    import os
+
+    world = World({"m": HALF})
+    world.show(1.0)
+    world.gate._lock.acquire()  # as if another thread were exporting
+    child = os.fork()
+    if child == 0:
+        world.recorder.requests.clear()
+        world.gate.shutdown()
+        os._exit(len(world.recorder.requests))
+    world.gate._lock.release()
+    assert os.waitpid(child, 0)[1] == 0
+    world.gate.shutdown()
+    assert len(world.marks()) == 1

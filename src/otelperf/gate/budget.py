@@ -9,10 +9,11 @@ delta, than the others: the worst error is the smallest that the budget can have
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp, inf, log
+from math import exp, log
 
 _MINUTE = 60e9  # ns
 _SCALE = 2.0  # minutes' allowances by which the factor grows e-fold
+_LEAST, _MOST = 1e-3, 1e12  # samples a minute
 _COARSEST = 1000.0  # beyond, only heartbeats are left, and a debt that grew on would take hours to pay
 
 
@@ -32,8 +33,11 @@ class Budget:
         """Refuse what cannot be meant."""
         for name in ("total", "per_stream"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and 0 < value < inf):
-                raise ValueError(f"Budget: {name} is {value!r}, expected a number of samples a minute above 0, or None")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and _LEAST <= value <= _MOST):
+                raise ValueError(
+                    f"Budget: {name} is {value!r}, expected a number of samples a minute, {_LEAST:g} to {_MOST:g}, or None"
+                )
         if not (isinstance(self.finest, int | float) and 0 < self.finest <= 1):
             raise ValueError(f"Budget: finest is {self.finest!r}, expected a factor above 0, at most 1")
 

@@ -9,11 +9,13 @@ other, and what must go waits in its resource's tray until the linger is over or
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
+from weakref import WeakSet
 from zlib import crc32
 
 from opentelemetry.sdk.metrics.export import (
@@ -45,7 +47,7 @@ _MOST_ENDED = 10_000
 
 
 class Emission(NamedTuple):
-    """One point let out, and why. *old* is None at first sight, *new* None at the end."""
+    """One point let out, and why. *old*: the one before, None at first sight and for an earlier reading; *new*: None at the end."""
 
     time: int
     name: str
@@ -83,6 +85,27 @@ class _Verdicts:
     def __init__(self) -> None:
         self.emit: list[tuple[Stream, str]] = []
         self.hold: list[Stream] = []
+
+
+_gates: WeakSet[DeltaGate] = WeakSet()
+
+
+def _after_fork() -> None:
+    for gate in list(_gates):
+        gate.begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _check(least: float | None = None, **settings: float) -> None:
+    """Refuse what is no finite number above zero, or of at least *least*."""
+    for name, value in settings.items():
+        number = isinstance(value, int | float) and value == value and value != float("inf")
+        if not number or value < 0 or (value == 0 and least is None):
+            wanted = "above 0" if least is None else f"of {least:g} or more"
+            raise ValueError(f"DeltaGate: {name} is {value!r}, expected a finite number {wanted}")
 
 
 class DeltaGate(MetricExporter):
@@ -126,6 +149,20 @@ class DeltaGate(MetricExporter):
             preferred_temporality=exporter._preferred_temporality,  # noqa: SLF001 # readers read it from the exporter they hold
             preferred_aggregation=exporter._preferred_aggregation,  # noqa: SLF001 # as above
         )
+        _check(heartbeat=heartbeat, rate_window=rate_window, max_streams=max_streams, max_points=max_points)
+        _check(
+            least=0.0,
+            linger=linger,
+            histogram_interval=histogram_interval,
+            spacing=spacing,
+            gone_after=gone_after or 0.0,
+        )
+        if budget is not None and not isinstance(budget, Budget):
+            raise ValueError(f"DeltaGate: budget is {budget!r}, expected a Budget")
+        if spacing > heartbeat or (spacing and previous):
+            raise ValueError(
+                f"DeltaGate: spacing is {spacing!r}: it needs previous=False, and at most the heartbeat's length"
+            )
         self.stats = GateStats()
         self._exporter = exporter
         self._policy = policy or Policy()
@@ -149,11 +186,12 @@ class DeltaGate(MetricExporter):
         self._trays: dict[Resource, Tray] = {}
         self._tray_by_identity: dict[int, Tray] = {}
         self._ended: dict[tuple[Any, ...], int] = {}  # the times of marks, oldest first
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the observer may ask for bounds
         self._forget = False
         self._closed = False
         self._last_export = 0
         self._told: set[str] = set()
+        _gates.add(self)
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
         """Judge every point, and send what must go."""
@@ -175,7 +213,8 @@ class DeltaGate(MetricExporter):
     def bounds(self) -> dict[str, Bound]:
         """Return by metric the widest delta and share that any of its streams may be off by now, the budget's factor included.
 
-        Metrics whose every change is sent, or that have no delta (uptimes), are not in it.
+        Metrics whose every change is sent, or that have no delta (uptimes), are not in it. It looks at every stream, and waits
+        for an export that is under way.
         """
         with self._lock:
             found: dict[str, Bound] = {}
@@ -204,7 +243,7 @@ class DeltaGate(MetricExporter):
                 tray.oldest = 0
                 tray.waiting = [item for item in tray.waiting if item.last]  # of the rest something newer is sent
                 for stream in tray.streams():
-                    stream.least, stream.listed = 0, now
+                    stream.least, stream.latest, stream.listed = 0, 0, now
                     stream.doubt("again")
             self._last_export = 0
             self._ended.clear()
@@ -221,6 +260,12 @@ class DeltaGate(MetricExporter):
                     for stream in list(tray.streams()):
                         self._end(stream, now)
             self._flush(timeout_millis, lambda _: True)
+
+    def begin_anew(self) -> None:
+        """Know nothing of any stream, as in a forked child: they are the parent's, and so is the lock if it was held."""
+        self._lock = threading.RLock()
+        self._trays, self._tray_by_identity, self._ended = {}, {}, {}
+        self.stats.streams = 0
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         """Send what lingers."""
@@ -244,7 +289,8 @@ class DeltaGate(MetricExporter):
         if self._account.exhausted:
             self._tell(
                 "budget",
-                "budget is less than what heartbeats and states cost samples_a_minute=%g: every delta is at its widest",
+                "budget is less than what may not be held back costs (heartbeats, states): wider deltas save nothing more"
+                " samples_a_minute=%g",
                 budget.total,
             )
 
@@ -486,12 +532,8 @@ class DeltaGate(MetricExporter):
             tray.urgent = True
         tray.waiting.append(Waiting(family, point, stream, last))
         self.stats.emitted[reason] += 1
-        samples = 1 if self._native or not isinstance(point, HistogramDataPoint) else len(point.bucket_counts) + 2
-        self._spend(samples)
         if stream is not None:
             stream.latest = max(stream.latest, point.time_unix_nano)
-            if stream.account is not None:
-                stream.account.spend(samples)
         if self._observe is not None:
             new = None if reason == "end" and old is not None else point
             self._tell_observer(family, point, reason, old, new)
@@ -520,10 +562,25 @@ class DeltaGate(MetricExporter):
             self.stats.seen += 1
             self._put(family, None, point, "ungated", now)
 
-    def _spend(self, samples: int) -> None:
-        self.stats.samples += samples
+    def _spend(self, chunk: list[Waiting]) -> None:
+        """Count what was sent, as Prometheus stores it."""
+        spent = infos(chunk)
+        for item in chunk:
+            point, stream = item.point, item.stream
+            samples = 1 if self._native or not isinstance(point, HistogramDataPoint) else len(point.bucket_counts) + 2
+            spent += samples
+            if stream is not None and stream.account is not None:
+                stream.account.spend(samples)
+                if stream.account.exhausted:
+                    self._tell(
+                        "stream budget",
+                        "a stream's budget is less than what may not be held back costs (heartbeats, states): wider deltas"
+                        " save nothing more metric=%s",
+                        stream.name,
+                    )
+        self.stats.samples += spent
         if self._account is not None:
-            self._account.spend(samples)
+            self._account.spend(spent)
 
     def _flush(self, timeout_millis: float, due: Callable[[Tray], bool]) -> MetricExportResult:
         waiting: list[Waiting] = []
@@ -536,8 +593,11 @@ class DeltaGate(MetricExporter):
         for batch in [waiting] if self._terms.earlier else one_each(waiting):
             for begin in range(0, len(batch), self._max_points):
                 chunk = batch[begin : begin + self._max_points]
-                self._spend(infos(chunk))
-                if not self._send(metrics_data(chunk), timeout_millis):
+                # Where no older point may follow, what comes later must not overtake what failed.
+                overtakes = result is MetricExportResult.FAILURE and not self._terms.earlier
+                if not overtakes and self._send(metrics_data(chunk), timeout_millis):
+                    self._spend(chunk)
+                else:
                     result = MetricExportResult.FAILURE
                     self._send_again(chunk)
         return result
@@ -548,7 +608,7 @@ class DeltaGate(MetricExporter):
         Marks, and totals before them, wait for another try, unless the stream is back or has ended anew since. A total before
         a reset gets one more try: nothing later says it, but it must not block what comes later either.
         """
-        for item, follower in zip(chunk, [*chunk[1:], chunk[-1]], strict=True):
+        for item in chunk:
             if item.stream is None:
                 continue
             if not item.last:
@@ -558,9 +618,8 @@ class DeltaGate(MetricExporter):
                 if self._terms.earlier:
                     self._wait(item._replace(stream=None))
                 continue
-            end = item if is_mark(item.point) else follower  # a total goes with the mark behind it
             ended = self._ended.get(item.family.identity(item.stream))
-            if end.stream is item.stream and end.point.time_unix_nano == ended:
+            if ended is not None and (ended == item.point.time_unix_nano or not is_mark(item.point)):
                 self._wait(item)
 
     def _wait(self, item: Waiting) -> None:

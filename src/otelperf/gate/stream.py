@@ -219,8 +219,10 @@ class Stream:
         point, emitted = self.seen, self.emitted
         if self.early(terms):
             return False
-        if not isinstance(point, NumberDataPoint) or not isinstance(emitted, NumberDataPoint):
+        if point is None or emitted is None:
             return True
+        if not isinstance(point, NumberDataPoint) or not isinstance(emitted, NumberDataPoint):
+            return self._ripe(point, emitted, terms)
         if self._trend is not None and self.rule.kind == "trend":
             return not self._trend.still(point.value)
         return point.value != emitted.value
@@ -280,35 +282,32 @@ class Stream:
         last = trend.sent_values[-1]
         if not (isfinite(value) and isfinite(last)):
             return "change" if value != last and (value == value or last == last) else None
-        rule, factor = self.rule, terms.factor if self.account is None else self.factor(terms)
-        self._due = due = trend.due(
-            point.time_unix_nano, value, terms.watch, rule.delta * factor, rule.relative * factor, earlier=terms.earlier
-        )
+        factor = terms.factor if self.account is None else self.factor(terms)
+        delta, relative = self._delta() * factor, self.rule.relative * factor
+        self._due = due = trend.due(point.time_unix_nano, value, terms.watch, delta, relative, earlier=terms.earlier)
         if not due:
             return None
         return "rate" if due[-1][0] == point.time_unix_nano else "previous"
 
     def _histogram_reason(self, point: DataPoint, emitted: DataPoint, terms: Terms) -> str | None:
-        if (
-            _amount(point) == _amount(emitted)
-            or point.time_unix_nano - emitted.time_unix_nano < terms.histogram_interval - self.step // 2
-        ):
+        if not self._ripe(point, emitted, terms):
             return None
-        rule, factor = self.rule, self.factor(terms)
+        factor = self.factor(terms)
+        time, delta, relative = point.time_unix_nano, self._delta() * factor, self.rule.relative * factor
         if self._trend is not None and self._trend.due(
-            point.time_unix_nano,
-            _amount(point),
-            terms.watch,
-            rule.delta * factor,
-            rule.relative * factor,
-            earlier=False,
+            time, _amount(point), terms.watch, delta, relative, earlier=False
         ):
             return "rate"
         if isinstance(point, HistogramDataPoint) and shape.shifted(
-            self._quantiles_of(point), self._quantiles, rule.relative * factor
+            self._quantiles_of(point), self._quantiles, relative
         ):
             return "quantile"
         return None
+
+    def _ripe(self, point: DataPoint, emitted: DataPoint, terms: Terms) -> bool:
+        """Say whether a histogram has something new, and has been silent for long enough."""
+        age = point.time_unix_nano - emitted.time_unix_nano
+        return _amount(point) != _amount(emitted) and age >= terms.histogram_interval - self.step // 2
 
     def _quantiles_of(self, point: HistogramDataPoint) -> tuple[float, ...]:
         """The quantiles of what came since the last emission."""

@@ -192,9 +192,9 @@ def _hashable(value: Any) -> Any:
 def one_each(waiting: list[Waiting]) -> list[list[Waiting]]:
     """Split into requests of which none holds two points of one stream, in order."""
     requests: list[list[Waiting]] = []
-    count: Counter[int] = Counter()
+    count: Counter[tuple[Any, ...]] = Counter()
     for item in waiting:
-        whose = id(item) if item.stream is None else id(item.stream)
+        whose = item.family.identity(item.stream) if item.stream is not None else (id(item),)
         if count[whose] == len(requests):
             requests.append([])
         requests[count[whose]].append(item)

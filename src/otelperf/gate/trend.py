@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from copy import copy
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -24,7 +22,7 @@ Point = tuple[int, float]  # Unix ns, value
 _SHARES = (0.5, 1.0, 2.5)  # of the rate window
 _GRAINS = 40  # readings remembered of a rate window, jumps aside
 _STILL_GRAINS = 12  # the same of a counter that stands still
-_MOST_READINGS = 1000  # remembered, however often it jumps
+_MOST_READINGS = 1000  # remembered, and sent, however often it jumps
 _ENOUGH = 0.8  # of what is tolerated: a correction that only just suffices would be needed again at once
 _BETTER = 0.9  # a reading that takes away less than a tenth of the error is not worth its price
 _CANDIDATES = 6  # readings tried in the gap where a window begins
@@ -61,18 +59,11 @@ def watch(rate_window: int) -> Watch:
     return Watch(windows, rate_window // _GRAINS, rate_window // _STILL_GRAINS, windows[-1].length)
 
 
-def extrapolated_increase(points: Sequence[Point], now: int, window: int) -> float | None:
-    """Return ``increase(x[window])`` at *now* as Prometheus computes it; None with fewer than two points in the window.
+def extrapolated(first: Point, last: Point, count: int, start: int, now: int) -> float | None:
+    """Return ``increase()`` at *now* over a window from *start* on that holds *count* points, *first* to *last*; None below two.
 
-    *points* rise and hold no reset; none is later than *now*.
+    The rule is ``extrapolatedRate`` in prometheus/promql/functions.go.
     """
-    start = now - window
-    first = bisect_right(points, start, key=lambda point: point[0])
-    return _extrapolated(points[first], points[-1], len(points) - first, start, now) if first < len(points) else None
-
-
-def _extrapolated(first: Point, last: Point, count: int, start: int, now: int) -> float | None:
-    """The rule is ``extrapolatedRate`` in prometheus/promql/functions.go; *count* points lie in the window, *first* to *last*."""
     if count < 2:
         return None
     first_time, low = first
@@ -99,7 +90,7 @@ class _View:
 
     def __init__(self, trend: Trend, now: int, value: float, window: Window, delta: float, relative: float) -> None:
         self._now = now
-        self._start = start = now - window.length
+        self._start = start = max(now - window.length, trend.born)
         self._true = true = value - trend.value_at(start, now, value)
         self.tolerated = max(delta * window.delta, relative * window.relative * true)
         times = trend.sent_times
@@ -117,21 +108,19 @@ class _View:
                 first = more
             if more[0] > last[0]:
                 last = more
-        read = None if first is None else _extrapolated(first, last, count, self._start, self._now)
+        read = None if first is None else extrapolated(first, last, count, self._start, self._now)
         if read is None:  # no answer is as good as none about a counter that hardly moves
             return _NO_ANSWER / (count + 1) if self._true > self.tolerated else 0.0
         missed = abs(read - self._true)
         return missed / self.tolerated if self.tolerated else missed and _NO_ANSWER
 
-    def with_point(self, point: Point) -> _View:
-        """Return the view had *point* been sent too."""
-        view = copy(self)
+    def add(self, point: Point) -> None:
+        """Take *point* as sent."""
         if point[0] > self._start:
-            view.count += 1
-            if view.first is None or point[0] < view.first[0]:
-                view.first = point
-            view.last = max(view.last, point)
-        return view
+            self.count += 1
+            if self.first is None or point[0] < self.first[0]:
+                self.first = point
+            self.last = max(self.last, point)
 
     @property
     def gap(self) -> tuple[int, int]:
@@ -143,21 +132,27 @@ def _best(views: list[_View], candidates: list[Point], found: list[Point], error
     """Return the first candidate that would do, else the one that takes away most, if it is worth its price; and what is left."""
     best, least = None, error * _BETTER
     for point in candidates:
-        if point not in found:
-            left = max([view.error(point) for view in views])
-            if left < least:
-                best, least = point, left
-                if left <= _ENOUGH:
-                    break
+        if point in found:
+            continue
+        left = 0.0
+        for view in views:
+            left = max(left, view.error(point))
+            if left >= least:
+                break
+        else:
+            best, least = point, left
+            if left <= _ENOUGH:
+                break
     return best, least
 
 
 class Trend:
     """What was read and what was sent of one counter, as far back as the longest window reaches."""
 
-    __slots__ = ("_jump", "_previous", "_times", "_values", "sent_times", "sent_values")
+    __slots__ = ("_jump", "_previous", "_times", "_values", "born", "sent_times", "sent_values")
 
     def __init__(self, time: int, value: float) -> None:
+        self.born = time - 1  # windows that reach back further begin here: of before nothing is known
         self.sent_times = [time]
         self.sent_values = [value]
         self._times = array("q", (time,))
@@ -211,24 +206,29 @@ class Trend:
             return []
         if not self._misread(time, value, watched, delta, relative):
             return []
-        newest = (time, value)
         views = [_View(self, time, value, window, delta, relative) for window in watched.windows]
+        return self._put_right(views, (time, value), earlier=earlier)
+
+    def _put_right(self, views: list[_View], newest: Point, *, earlier: bool) -> list[Point]:
+        """Return the fewest readings that make the views right, or nearly."""
         error = max([view.error() for view in views])
         found: list[Point] = []
         while error > 1 and len(found) < _MOST:
             candidates = self._candidates(views, newest) if earlier else [newest]
             best, left = _best(views, candidates, found, error)
             if best is None and newest not in found:  # one alone may help as little as none: the newest and another
-                views = [view.with_point(newest) for view in views]
+                for view in views:
+                    view.add(newest)
                 best, left = _best(views, candidates, [*found, newest], error)
                 if best is not None:
                     found.append(newest)
             if best is None:
                 break
             found.append(best)
-            views = [view.with_point(best) for view in views]
+            for view in views:
+                view.add(best)
             error = left
-        if error > 1 and newest not in found and value - self.sent_values[-1] > min(view.tolerated for view in views):
+        if error > 1 and newest not in found and newest[1] - self.sent_values[-1] > min(v.tolerated for v in views):
             found.append(newest)  # it may read wrong for a while, but what is gained must not stay unsent
         return sorted(found)
 
@@ -239,7 +239,7 @@ class Trend:
         last_time, high = sent_times[-1], sent_values[-1]
         after = at = 0
         for length, widen, narrow in reversed(watched.windows):  # the longest first: the others begin later
-            start = time - length
+            start = max(time - length, self.born)
             after = bisect_right(times, start, after)
             if not after:
                 true = value - values[0]
@@ -291,15 +291,15 @@ class Trend:
     def sent(self, time: int, value: float, watched: Watch) -> None:
         """Remember a point sent, now or, if it is older than the last, besides."""
         times = self.sent_times
-        if time > times[-1]:
+        if time > self._times[-1]:
             self._read(time, value, watched)
+        if self._previous is not None and self._previous[0] <= time:
             self._previous = None
         at = bisect_right(times, time)
         times.insert(at, time)
         self.sent_values.insert(at, value)
-        start = times[-1] - watched.reach
-        if times[1] <= start:
-            old = bisect_right(times, start) - 1
+        old = max(bisect_right(times, times[-1] - watched.reach) - 1, len(times) - _MOST_READINGS)
+        if old > 0:
             del times[:old]
             del self.sent_values[:old]
 
