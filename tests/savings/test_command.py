@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import math
 import random
+import subprocess
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from otelperf import cli
 from tests.savings.files import lines
@@ -52,6 +57,111 @@ def test_the_table_reads_well_at_100_columns(host: Path, capsys: pytest.CaptureF
         assert [line for line in shown.splitlines() if line.startswith(name)] != []
     assert "price" in shown
     assert "5 series of 2 targets, 2023-11-14 22:13:20Z to 2023-11-14 22:23:19Z (10m)." in shown
+
+
+LONG = "vllm:number_of_requests_that_wait_in_all_the_replicas"
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 100, 140])
+def test_in_every_width_all_names_and_numbers_are_there_and_no_line_runs_off(
+    columns: int, host: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    pulse = [100.0 if second % 40 < 3 else 0.0 for second in range(600)]
+    with host.open("a") as file:
+        file.write(lines(LONG, pulse) + lines("requests_total", [0.0] * 600, labels='job="c"'))
+    shown = savings(capsys, "--file", str(host), "--price", "1000000")
+    assert max(map(len, shown.splitlines())) <= columns
+    assert "…" not in shown
+    text = "".join(shown.split())
+    beside = columns >= 100
+    for name in ("requests_total", "queue_length", "1metricwithoutanerror", "target_info"):
+        assert name in text
+    assert all(part in text for part in ("vllm:number_of_requests", "replicas", "100/100%", "gauges", "counters"))
+    assert (LONG in text) == (not beside or columns == 140)
+    assert ("metricsamples" in text) == beside
+    assert text.count("scrapeeach60s") == 1 + (0 if beside else 6)
+
+
+def test_a_name_that_would_steer_the_terminal_is_shown_as_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "odd"
+    file.write_text(lines("", [1.0, 5.0, 1.0], labels='"a\x1b[31m\\nb\u202e"'))
+    assert "a\\x1b[31m\\nb\\u202e " in savings(capsys, "--file", str(file))
+    assert found(capsys, "--file", str(file))["metrics"][0]["metric"] == "a\x1b[31m\nb\u202e"
+
+
+def test_a_fault_that_would_steer_the_terminal_is_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["savings", "--file", "/none/\x1b[2J\n"]) == 1
+    assert capsys.readouterr().err == "otelperf: cannot read /none/\\x1b[2J\\n: No such file or directory\n"
+
+
+def test_samples_of_one_moment_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "one"
+    file.write_text(lines("a", [1.0]) + lines("b_total", [1.0]))
+    assert cli.main(["savings", "--file", str(file)]) == 1
+    assert capsys.readouterr().err == "otelperf: all samples are of one moment: there is nothing to compare\n"
+
+
+def test_the_calendars_first_and_last_moments_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "edges"
+    file.write_text("a 1 0\na 1 253402300799999\n")
+    assert "1970-01-01 00:00:00Z to 9999-12-31 23:59:59Z" in savings(capsys, "--file", str(file))
+
+
+def test_a_gauge_between_the_largest_numbers_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "large"
+    file.write_text(lines("a", [1e308, -1e308] * 60))
+    *_, scrape = found(capsys, "--file", str(file))["total"]
+    assert scrape["gauge_error"]["worst"] == pytest.approx(2.0)
+
+
+@settings(max_examples=25)  # a whole run of the command each
+@given(st.lists(st.tuples(st.floats(), st.floats(), st.integers(1, 100_000)), min_size=2, max_size=12))
+def test_whatever_the_numbers_are_they_are_compared(samples: list[tuple[float, float, int]]) -> None:
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "samples")
+        at, text = 0, ""
+        for gauge, counter, gap in samples:
+            at += gap
+            text += f"a {gauge!r} {at / 1000}\nb_total {counter!r} {at / 1000}\n"
+            text += f'c_bucket{{le="1"}} {abs(gauge)!r} {at / 1000}\nc_count {abs(counter)!r} {at / 1000}\n'
+        file.write_text(text)
+        assert cli.main(["savings", "--file", str(file), "--json"]) == 0
+        assert cli.main(["savings", "--file", str(file), "--price", "1e12"]) == 0
+
+
+def test_standard_input_that_is_closed_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert cli.main(["savings", "--file", "-"]) == 1
+    assert capsys.readouterr().err == "otelperf: standard input is closed: give --file FILE, or open it\n"
+
+
+def test_a_standard_output_in_ascii_takes_any_name(host: Path) -> None:
+    with host.open("a", encoding="utf-8") as file:
+        file.write(lines("", [1.0, 5.0], labels='"é"'))
+    script = f"import sys; from otelperf import cli; sys.exit(cli.main(['savings', '--file', {str(host)!r}]))"
+    done = subprocess.run(
+        [sys.executable, "-X", "utf8=0", "-c", script],
+        env={"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\xe9" in done.stdout
+
+
+INTERRUPTED = """
+import signal, sys
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "otelperf.config":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from otelperf.cli import main
+print("imported")
+"""
 
 
 def test_without_a_price_nothing_is_priced(host: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +253,14 @@ def test_notes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["--file", "a", "--delta", "500%"], "expected percentages up to 100%"),
         (["--file", "a", "--scrape", "10m"], "expected durations up to 5m"),
         (["--file", "a", "--heartbeat", "3m"], "expected a duration above 0, at most 110s"),
-        (["--file", "a", "--price", "-1"], "expected a number of 0 or more"),
+        (
+            ["--url", "http://a:1", "--selector", "a", "--start", "1e30", "--end", "1e31"],
+            "'1e30': expected a time such",
+        ),
+        (["--url", "http://a:1", "--selector", "a", "--start", "0001-01-01"], "in the years 1970 to 9999"),
+        (["--url", "http://a:1", "--selector", "a", "--end", "3600"], "the time begins 18000 s before 1970"),
+        (["--file", "a", "--price", "-1"], "expected a number from 0 to 1e12"),
+        (["--file", "a", "--price", "1e308"], "expected a number from 0 to 1e12"),
         (["--file", "a", "--max-series", "0"], "expected a whole number from 1"),
         (["--file", "a", "--fast"], "unknown flag --fast"),
         (["--url", "http://a:1", "--selector", "a", "--header", "x"], "expected a header such as"),

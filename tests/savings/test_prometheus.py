@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from otelperf import cli
 from otelperf.connection import HttpError, Timeout, TooLarge
 from otelperf.errors import OtelperfError
 from otelperf.savings.prometheus import Prometheus
@@ -162,6 +163,38 @@ def test_types_are_those_of_the_metadata_where_targets_agree() -> None:
 def test_without_metadata_no_types_are_known(answer: bytes) -> None:
     with served(lambda *_: answer) as (_, prometheus):
         assert prometheus.types() == {}
+
+
+@pytest.mark.parametrize("odd", [5, "abc", {"a": 1}, [5, None, ["abc"]], None])
+def test_warnings_that_are_no_texts_in_a_list_are_passed_over(odd: Any) -> None:
+    data = {"resultType": "matrix", "result": []}
+    with served(lambda *_: success(data, warnings=odd)) as (_, prometheus):
+        recording = Recording(1)
+        prometheus.read(["a"], START, START + 1000, recording, lambda _: None)
+    assert recording.notes.total() == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        message("", "302 Found", Location="/\x1b[2Jlogin"),
+        refused("400 Bad Request", "bad_data", "\x1b[2Jlogin"),
+        b"HTTP/1.1 \x1b[2Jlogin\r\n\r\n",
+    ],
+)
+def test_what_a_server_says_cannot_steer_the_terminal(answer: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    with Server(lambda *_: answer) as server:
+        assert cli.main(["savings", "--url", server.url, "--selector", "a"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "\\x1b[2Jlogin" in line
+    assert line.isprintable()
+
+
+def test_a_time_beyond_the_calendar_is_named() -> None:
+    data = {"resultType": "matrix", "result": [{"metric": {"__name__": "a"}, "values": [[9e12, "1"]]}]}
+    told = r"answers otherwise than Prometheus does: 9000000000000\.0 is no time"
+    with served(lambda *_: success(data)) as (_, prometheus), pytest.raises(HttpError, match=told):
+        prometheus.read(["a"], START, END, Recording(10), lambda _: None)
 
 
 def test_warnings_are_passed_on() -> None:

@@ -116,6 +116,12 @@ def test_a_last_line_that_only_says_eof_needs_no_end(tmp_path: Path) -> None:
         ("a 1 2 3\n", "expected name{labels} value time"),
         ("a 1 NaN\n", "NaN is no time"),
         ("a 1 1e300\n", "1e300 is no time"),
+        ("a 1 253402300800000\n", "253402300800000 is no time: expected a time in the years 1970 to 9999"),
+        ("a 1 -5\n", ", line 1: 'a 1 -5' is no sample: -5 is no time"),
+        ('{"data":{"resultType":"matrix","result":[{"metric":{"a":"b"},"values":[[9e12,"1"]]}]}}', "000.0 is no time"),
+        ('{"data":{"resultType":"matrix","result":[{"metric":{"a":"b"},"values":[[-1,"1"]]}]}}', ": -1 is no time"),
+        ('{"data":{"resultType":"matrix","result":[{"metric":{"a":"b"},"values":[[NaN,"1"]]}]}}', ": nan is no time"),
+        ('{"data":{"resultType":"matrix","result":[{"metric":{"a":"b"},"values":[["5","1"]]}]}}', "no answer"),
         ('a{b="c} 1 1700000000\n', "expected name{labels} value time"),
         ("a{b=c} 1 1700000000\n", "its labels cannot be read from 'b=c' on"),
         ('{b="c"} 1 1700000000\n', "it has no name"),
@@ -124,12 +130,37 @@ def test_a_last_line_that_only_says_eof_needs_no_end(tmp_path: Path) -> None:
         ('{"status":"success","data":{"resultType":"matrix","result":[{"metric":{"__na', "or not the whole of one"),
         ('{"status":"error","errorType":"bad_data"}', "no answer of Prometheus' HTTP API"),
         ('{"data":{"resultType":"vector","result":[]}}', "the result is of type vector, not a matrix: ask for a range"),
-        ('{"data":{"resultType":"matrix","result":[{"metric":{"a":"b"},"values":[[1e999,"1"]]}]}}', "no answer"),
+        ('{"data":{"resultType":"matrix","result":[{"metric":{"a":"b"},"values":[[1e999,"1"]]}]}}', ": inf is no time"),
         ('{"data":{"resultType":"matrix","result":[{"metric":{"a":"b"},"values":[["x"]]}]}}', "no answer"),
     ],
 )
 def test_what_is_no_file_of_samples_gets_one_clear_error(tmp_path: Path, text: str | bytes, told: str) -> None:
     assert told in complaint(tmp_path, text)
+
+
+@pytest.mark.parametrize("text", ["a 1 1700000000\n", '{"data":{"resultType":"matrix","result":[]}}', "# EOF"])
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path, text: str) -> None:
+    assert read_all(tmp_path, b"\xef\xbb\xbf" + text.encode()) == read_all(tmp_path, text)
+
+
+def test_a_line_without_an_end_is_not_read_whole() -> None:
+    with pytest.raises(OtelperfError, match="/dev/zero, line 1: it has more than 1048576 bytes: no sample is so long"):
+        samples.read("/dev/zero", Recording(1), lambda _: None)
+
+
+def test_a_line_may_be_as_long_as_the_limit(tmp_path: Path) -> None:
+    end = '"} 1 1700000000\n'
+    line = 'a{b="'.ljust(2**20 - len(end), "x") + end
+    _, (series,) = recorded(tmp_path, line)
+    assert len(series.labels["b"]) == 2**20 - len('a{b="' + end)
+    assert ", line 2: it has more than 1048576 bytes" in complaint(tmp_path, "#\n " + line)
+
+
+def test_json_that_is_too_large_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "_JSON_LIMIT", 100)
+    text = '{"data":{"resultType":"matrix","result":[]}}'
+    recorded(tmp_path, text.ljust(100))
+    assert ": more than 100 bytes of JSON: ask for a shorter time" in complaint(tmp_path, text.ljust(101))
 
 
 def test_a_missing_file_and_a_folder_are_told(tmp_path: Path) -> None:

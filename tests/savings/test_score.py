@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import ceil, inf, isclose, nan
+from sys import float_info
 
 import pytest
 from hypothesis import given
@@ -142,6 +143,8 @@ def test_rates_are_those_of_prometheus_whenever_the_points_arrive(
         (1.0, nan, 1.0, 1.0),
         (inf, inf, 1.0, 0.0),
         (-inf, inf, 1.0, 1.0),
+        (-1e308, 1e308, 1e308, 2.0),
+        (-1.7e308, 1e308, 0.0, 2.7 / 1.7),
         (1.0, inf, 1.0, 1.0),
     ],
 )
@@ -159,6 +162,8 @@ def test_what_a_relative_delta_lets_pass_is_never_a_larger_error(
 def test_what_is_typical_leaves_out_what_is_not_finite() -> None:
     assert typical([1.0, -3.0, nan, inf]) == 2.0
     assert typical([nan]) == 0.0
+    assert typical([1e308, -1e308, inf]) == 1e308
+    assert typical([float_info.max] * 3) == pytest.approx(float_info.max)
     assert typical([]) == 0.0
 
 

@@ -19,15 +19,24 @@ from otelperf.errors import OtelperfError
 from otelperf.savings import options, samples
 from otelperf.savings.compare import Options, compare
 from otelperf.savings.prometheus import Prometheus
-from otelperf.savings.recording import Recording
+from otelperf.savings.recording import Recording, visible
 from otelperf.savings.report import Report, as_json, show
 from otelperf.savings.streams import Stream, streams
 
 _WIDTH = 100  # where the output is no terminal
+_LEAST_WIDTH = 40  # of a terminal that is narrower, lines are broken by itself
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Read, compare, print."""
+    try:
+        return _run(arguments)
+    except OtelperfError as error:
+        error.args = (visible(str(error)),)  # in it are words of servers and of files
+        raise
+
+
+def _run(arguments: argparse.Namespace) -> int:
     options.check(arguments)
     compared = Options(arguments.delta, arguments.scrape, arguments.window, arguments.heartbeat)
     recording = Recording(arguments.max_samples)
@@ -45,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         console = _console()
         with console.capture() as shown:  # printed by Python itself: cli.py knows what to do when nobody reads on
             show(report, console)
-        print(shown.get(), end="")
+        print(_encodable(shown.get()), end="")
     return 0
 
 
@@ -107,4 +116,12 @@ def _read_url(arguments: argparse.Namespace, recording: Recording, bar: Bar) -> 
 
 def _console() -> Console:
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _WIDTH
-    return Console(width=width, highlight=False, soft_wrap=False)
+    console = Console(width=width, highlight=False, soft_wrap=False)
+    console.width = max(console.width, _LEAST_WIDTH)
+    return console
+
+
+def _encodable(text: str) -> str:
+    """Write as Python would what standard output's encoding has not, such as ASCII's."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

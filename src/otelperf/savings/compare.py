@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from otelperf.errors import OtelperfError
 from otelperf.savings.replay import LOOKBACK, in_catalogue, replay, scraped, spacing
 from otelperf.savings.score import Errors, Points, difference, held, rates, typical
 from otelperf.savings.streams import Kind, Stream, Target
@@ -129,6 +130,8 @@ def compare(streams: Sequence[Stream], options: Options, advance: Callable[[int]
     comparison.metrics = sorted(metrics.values(), key=lambda metric: (-metric.samples, metric.name))
     comparison.start = min(stream.times[0] for stream in streams)
     comparison.end = max(stream.times[-1] for stream in streams)
+    if comparison.start == comparison.end:
+        raise OtelperfError("all samples are of one moment: there is nothing to compare")
     comparison.interval = _middle(spacing(stream.times) for stream in streams)
     return comparison
 

@@ -8,13 +8,13 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from otelperf import config_values
 from otelperf.config_values import NUMBER, Kind
 from otelperf.errors import ConfigError
+from otelperf.savings.recording import in_calendar
 
 if TYPE_CHECKING:
     import ssl
@@ -31,6 +31,7 @@ docs/savings.md says what is counted and how errors are measured.
 """
 _PERCENT = re.compile(rf"({NUMBER})%")
 _LOOKBACK = 300.0  # s
+_MOST = 1e12  # in any currency; more would not be a number any more once it is multiplied
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,9 +127,13 @@ def _of(kind: Kind[T]) -> Callable[[str], T]:
 
 def _read_moment(text: str) -> float:
     if re.fullmatch(NUMBER, text):
-        return float(text)
-    moment = datetime.fromisoformat(text)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        seconds = float(text)
+    else:
+        moment = datetime.fromisoformat(text)
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if not in_calendar(seconds * 1000):
+        raise ValueError
+    return seconds
 
 
 def _read_percentages(text: str) -> tuple[float, ...]:
@@ -154,7 +159,7 @@ def _read_heartbeat(text: str) -> float:
 
 def _read_price(text: str) -> float:
     price = float(text)
-    if not (isfinite(price) and price >= 0):
+    if not 0 <= price <= _MOST:
         raise ValueError
     return price
 
@@ -166,11 +171,11 @@ def _read_header(text: str) -> tuple[str, str]:
     return name.lower(), value.strip()
 
 
-_moment = _typed(_read_moment, "a time such as 2026-11-21T12:00:00Z, or Unix seconds")
+_moment = _typed(_read_moment, "a time such as 2026-11-21T12:00:00Z, or Unix seconds, in the years 1970 to 9999")
 _percentages = _typed(_read_percentages, "percentages up to 100%, such as 1%,5%")
 _intervals = _typed(_read_intervals, "durations up to 5m (Prometheus' lookback), such as 15s,60s")
 _heartbeat = _typed(_read_heartbeat, "a duration above 0, at most 110s")
-_price = _typed(_read_price, "a number of 0 or more")
+_price = _typed(_read_price, "a number from 0 to 1e12")
 _header = _typed(_read_header, "a header such as 'X-Scope-OrgID: team'")
 
 
@@ -195,9 +200,12 @@ def time_range(arguments: argparse.Namespace) -> tuple[int, int]:
     """Return begin and end in Unix ms. Raises ConfigError."""
     end = time.time() if arguments.end is None else arguments.end
     start = end - (arguments.since or 6 * 3600.0) if arguments.start is None else arguments.start
-    if start >= end:
+    first, last = round(start * 1000), round(end * 1000)
+    if first >= last:
         raise ConfigError("the time begins at or after its end: see --start, --end")
-    return round(start * 1000), round(end * 1000)
+    if first < 0:
+        raise ConfigError(f"the time begins {-start:g} s before 1970: see --since, --end")
+    return first, last
 
 
 def headers(arguments: argparse.Namespace) -> Mapping[str, str]:

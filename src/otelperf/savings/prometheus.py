@@ -11,13 +11,14 @@ from urllib.parse import urlencode, urlsplit
 from otelperf.connection import Answer, Connection, HttpError, Timeout, TooLarge, without_login
 from otelperf.doctor.asking import answered
 from otelperf.errors import OtelperfError
-from otelperf.savings.recording import Recording, UnfitError
+from otelperf.savings.recording import NoTimeError, Recording, UnfitError
 
 _PAGE = 200_000  # samples that a page should have: some 6 MB of JSON
 _PAGE_LIMIT = 64 * 2**20  # bytes
 _FIRST_PAGE = 60_000  # ms; how dense the samples are is seen from it
 _LEAST_PAGE = 1000  # ms
 _LONGEST_PAGE = 86_400_000  # ms
+_TOLD = 1000  # characters of what a server says
 _FASTEST = 4  # a page is at most so much longer or shorter than the one before
 
 Advance = Callable[[int], None]
@@ -103,10 +104,14 @@ class Prometheus:
         answer = self._ask("query", parameters)
         try:
             count, rest = recording.take_matrix(answer.body)
+        except NoTimeError as error:
+            raise self._odd("query", str(error)) from error
         except UnfitError as error:
             raise self._odd("query", answered(answer)) from error
-        for told in rest.get("warnings") or ():  # such as Thanos' when a store does not answer
-            recording.notes[f"answers with the warning {str(told)!r}"] += 1
+        warnings = rest.get("warnings")  # such as Thanos' when a store does not answer
+        for told in warnings if isinstance(warnings, list) else ():
+            if isinstance(told, str):
+                recording.notes[f"answers with the warning {told[:_TOLD]!r}"] += 1
         return count
 
     def _data(self, path: str, parameters: Sequence[tuple[str, str]]) -> Any:
@@ -129,7 +134,7 @@ class Prometheus:
     def _refused(self, path: str, answer: Answer) -> HttpError:
         try:
             found = json.loads(answer.body)
-            kind, told = str(found["errorType"]), str(found["error"])
+            kind, told = str(found["errorType"]), str(found["error"])[:_TOLD]
         except (ValueError, LookupError, TypeError, RecursionError):
             kind, told = "", answered(answer).partition(" ")[2].partition(" ")[2]
         message = f"{self.url}: /api/v1/{path} answers HTTP {answer.status}: {told or 'nothing more'}"
@@ -140,7 +145,8 @@ class Prometheus:
         if answer.status in {401, 403}:
             message += " (see --bearer-token-file, --basic-auth-file, --header)"
         if 300 <= answer.status < 400:
-            message += f"; it points to {answer.headers.get('location', 'nowhere')}, and redirects are not followed"
+            location = answer.headers.get("location", "nowhere")[:_TOLD]
+            message += f"; it points to {location}, and redirects are not followed"
         return HttpError(message)
 
     def _odd(self, path: str, told: str) -> HttpError:

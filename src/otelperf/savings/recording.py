@@ -13,10 +13,27 @@ from typing import Any
 from otelperf.errors import OtelperfError
 
 NAME = "__name__"
+LAST_TIME = 253_402_300_799_999  # ms: the end of the year 9999, which calendars and datetime know as the last
+TIMES = "expected a time in the years 1970 to 9999"
+_SHOWN = 80
 
 
 class UnfitError(ValueError):
     """The text is not what it should be."""
+
+
+class NoTimeError(UnfitError):
+    """A sample has a time that is none."""
+
+
+def visible(text: str) -> str:
+    """Write what cannot be printed as Python would: a name from outside must not steer the terminal."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def in_calendar(milliseconds: float) -> bool:
+    """Say whether a time is one that can be shown; NaN is not."""
+    return 0 <= milliseconds <= LAST_TIME
 
 
 class Series:
@@ -83,7 +100,7 @@ class Recording:
         self.notes = +self.notes
         return found
 
-    def take_matrix(self, text: str | bytes) -> tuple[int, Any]:
+    def take_matrix(self, text: str | bytes | bytearray) -> tuple[int, Any]:
         """Add an answer of Prometheus' HTTP API, a matrix; return how many samples it had, and the answer without them.
 
         Raises UnfitError.
@@ -92,6 +109,8 @@ class Recording:
         try:
             answer = json.loads(text, object_hook=self._take_object)
             kind = answer["data"]["resultType"]
+        except NoTimeError:
+            raise
         except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             raise UnfitError("it is no answer of Prometheus' HTTP API, or not the whole of one") from error
         if kind != "matrix":
@@ -115,6 +134,8 @@ class Recording:
         """Add samples: Unix seconds, and the value as Prometheus writes it. Raises ValueError or TypeError."""
         before = len(series.times)
         for when, value in samples:
+            if not in_calendar(when * 1000):
+                raise NoTimeError(f"{str(when)[:_SHOWN]} is no time: {TIMES}, in Unix seconds")
             series.values.append(float(value))
             series.times.append(round(when * 1000))
         self.took(len(series.times) - before)

@@ -8,17 +8,24 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from rich import box
-from rich.console import Console
+from rich.cells import cell_len
+from rich.columns import Columns
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from otelperf.savings.compare import Comparison, Metric, Options, Tally, Way
+from otelperf.savings.recording import visible
 from otelperf.savings.score import Errors
 from otelperf.savings.streams import Kind
 
 MONTH = 30 * 86400  # s
 _P99 = 0.99
 _NONE = "-"
+_NAME_WIDTH = 24  # what the name's column has at least
+_ENDLESS = 10**6  # columns: a table measured for it is as wide as it would like to be
 _KINDS: tuple[Kind, ...] = ("gauge", "counter", "histogram")
 
 
@@ -113,11 +120,21 @@ def _interval(metric: Metric) -> float:
 
 
 def show(report: Report, console: Console) -> None:
-    """Print a table by metric, the sums, and what there is to know about them."""
+    """Print a table by metric, the sums, and what there is to know about them; blocks where a table would be too wide."""
     comparison = report.comparison
-    console.print(_by_metric(report))
+    rows = _rows(report)
+    table = _by_metric(report, rows)
+    names = max(cell_len(text) for row in rows for text in (row.name, f"  {row.about}"))
+    if _fits(table, console, max(0, names - _NAME_WIDTH)):
+        console.print(table)
+    else:
+        _print_blocks(report, rows, console)
     console.print()
-    console.print(_totals(report))
+    totals = _totals(report)
+    if _fits(totals, console):
+        console.print(totals)
+    else:
+        _print_sums(report, console)
     console.print()
     count = f"{comparison.series:,} series of {_plural(comparison.targets, 'target')}"
     span = f"{_moment(comparison.start)} to {_moment(comparison.end)} ({_duration(comparison.seconds)})"
@@ -127,31 +144,89 @@ def show(report: Report, console: Console) -> None:
         *report.notes,
     ]
     for line in lines:
-        console.print(Text(line))
+        console.print(Text(visible(line)))
 
 
-def _by_metric(report: Report) -> Table:
-    """Two lines a metric: how much is kept, and below it the 99th percentile and the worst of the errors."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), collapse_padding=True, show_edge=False, pad_edge=False)
-    table.add_column("metric", overflow="fold", min_width=24)
-    table.add_column("samples", justify="right", no_wrap=True)
+def _fits(table: Table, console: Console, foldable: int = 0) -> bool:
+    """Say whether the table can be shown whole; *foldable* is by how much it may be narrower than it would like."""
+    wanted = Measurement.get(console, console.options.update(width=_ENDLESS), table).maximum
+    return wanted - foldable <= console.width
+
+
+class _Cell(NamedTuple):
+    """What one way keeps of a metric, and its errors."""
+
+    share: str
+    errors: str = ""
+
+
+class _Row(NamedTuple):
+    """A metric, or several that have nothing to tell apart; texts as they are shown."""
+
+    name: str
+    about: str
+    samples: str
+    series: str
+    cells: Sequence[_Cell]
+
+
+def _rows(report: Report) -> list[_Row]:
     ways = report.options.ways
-    for way in ways:
-        table.add_column(_head(way), justify="right", no_wrap=True)
     moving = [metric for metric in report.comparison.metrics if _moves(metric)]
     still = [metric for metric in report.comparison.metrics if not _moves(metric)]
+    rows = []
     for metric in moving:
         kind = metric.kind if metric.known else f"{metric.kind} (by its name)"
-        rule = ", own rule" if metric.catalogue else ""
-        name = Text.assemble(metric.name, "\n", (f"  {kind}{rule}", "dim"))
-        table.add_row(name, _amount_of([metric]), *(_cell([metric], way) for way in ways))
+        rows.append(_row(visible(metric.name), f"{kind}{', own rule' if metric.catalogue else ''}", [metric], ways))
     if still:
-        name = Text.assemble(_plural(len(still), "metric"), " without an error", "\n", ("  --json names them", "dim"))
-        table.add_row(name, _amount_of(still), *(_cell(still, way) for way in ways))
+        rows.append(_row(f"{_plural(len(still), 'metric')} without an error", "--json names them", still, ways))
     info = report.comparison.target_info
-    counts = [Text(f"{info[way]:,}" if way in info else _NONE) for way in ways]
-    table.add_row(Text.assemble("target_info", "\n", ("  comes with requests", "dim")), _NONE, *counts)
+    counts = [_Cell(f"{info[way]:,}" if way in info else _NONE) for way in ways]
+    rows.append(_Row("target_info", "comes with requests", _NONE, "", counts))
+    return rows
+
+
+def _row(name: str, about: str, metrics: Sequence[Metric], ways: Sequence[Way]) -> _Row:
+    samples, series = (sum(each) for each in zip(*((metric.samples, metric.series) for metric in metrics), strict=True))
+    return _Row(name, about, f"{samples:,}", f"{series:,} series", [_cell(metrics, way) for way in ways])
+
+
+def _by_metric(report: Report, rows: Sequence[_Row]) -> Table:
+    """Two lines a metric: how much is kept, and below it the 99th percentile and the worst of the errors."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), collapse_padding=True, show_edge=False, pad_edge=False)
+    table.add_column("metric", overflow="fold", min_width=_NAME_WIDTH)
+    table.add_column("samples", justify="right", no_wrap=True)
+    for way in report.options.ways:
+        table.add_column(_head(way), justify="right", no_wrap=True)
+    for row in rows:
+        cells = (_two_lines(cell.share, cell.errors) for cell in row.cells)
+        table.add_row(_two_lines(row.name, f"  {row.about}"), _two_lines(row.samples, row.series), *cells)
     return table
+
+
+def _two_lines(first: str, second: str) -> Text:
+    return Text.assemble(first, "\n", (second, "dim"))
+
+
+def _print_blocks(report: Report, rows: Sequence[_Row], console: Console) -> None:
+    """Print one metric below the other, each with its ways in as many columns as there is room for."""
+    ways = [_name(way) for way in report.options.ways]
+    width = max(map(len, ways))
+    shares = max(len(cell.share) for row in rows for cell in row.cells)
+    errors = max(len(cell.errors) for row in rows for cell in row.cells)
+    for row in rows:
+        console.print(Text(row.name, overflow="fold"))
+        amount = f": {row.samples} samples, {row.series}" if row.series else ""
+        console.print(_indented(Text(f"{row.about}{amount}", style="dim")))
+        cells = [
+            Text.assemble(f"{way:{width}}  {cell.share:>{shares}}", (f"  {cell.errors:>{errors}}", "dim"))
+            for way, cell in zip(ways, row.cells, strict=True)
+        ]
+        console.print(_indented(Columns(cells, padding=(0, 4, 0, 0), column_first=True)))
+
+
+def _indented(shown: RenderableType) -> Padding:
+    return Padding(shown, (0, 0, 0, 2), expand=False)
 
 
 def _head(way: Way) -> str:
@@ -166,19 +241,14 @@ def _moves(metric: Metric) -> bool:
     return any(tally.held.worst or tally.rates.worst or tally.histograms.worst for tally in metric.tallies.values())
 
 
-def _amount_of(metrics: Sequence[Metric]) -> Text:
-    samples, series = (sum(each) for each in zip(*((metric.samples, metric.series) for metric in metrics), strict=True))
-    return Text.assemble(f"{samples:,}", "\n", (f"{series:,} series", "dim"))
-
-
-def _cell(metrics: Sequence[Metric], way: Way) -> Text:
+def _cell(metrics: Sequence[Metric], way: Way) -> _Cell:
     """Return what is kept of the metrics, which are of one kind or never wrong."""
     tallies = [metric.tallies[way] for metric in metrics]
     if all(tally.all_kept for tally in tallies):
-        return Text("= data", style="dim")
+        return _Cell("= data")
     errors = _of_kind(tallies[0], metrics[0].kind)
     share = sum(tally.samples for tally in tallies) / sum(metric.samples for metric in metrics)
-    return Text.assemble(_share(share), "\n", (_both(errors), "dim"))
+    return _Cell(_share(share), _both(errors))
 
 
 def _both(errors: Errors) -> str:
@@ -192,10 +262,38 @@ def _of_kind(tally: Tally, kind: Kind) -> Errors:
     return {"gauge": tally.held, "counter": tally.rates, "histogram": tally.histograms}[kind]
 
 
+class _Sum(NamedTuple):
+    """One way to store, all metrics together; *errors* by kind, nothing where it is the data themselves."""
+
+    way: str
+    samples: int
+    share: str
+    errors: Sequence[str]
+    same: bool
+
+
+def _sums(report: Report, kinds: Sequence[Kind]) -> list[_Sum]:
+    comparison = report.comparison
+    nothing = [_NONE] * len(kinds)
+    sums = [_Sum(f"the data, each {comparison.interval / 1000:g} s", comparison.samples, "100%", nothing, same=False)]
+    for way in report.options.ways:
+        tally = comparison.total(way)
+        if tally.all_kept:
+            sums.append(_Sum(_name(way), tally.samples, "= data", nothing, same=True))
+        else:
+            share = _share(tally.samples / comparison.samples)
+            errors = [_both(_of_kind(tally, kind)) for kind in kinds]
+            sums.append(_Sum(_name(way), tally.samples, share, errors, same=False))
+    return sums
+
+
+def _kinds(report: Report) -> list[Kind]:
+    return [kind for kind in _KINDS if any(metric.kind == kind for metric in report.comparison.metrics)]
+
+
 def _totals(report: Report) -> Table:
     """A line a way to store; errors of the kinds that there are."""
-    comparison = report.comparison
-    kinds = [kind for kind in _KINDS if any(metric.kind == kind for metric in comparison.metrics)]
+    kinds = _kinds(report)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), collapse_padding=True, show_edge=False, pad_edge=False)
     table.add_column("\nin all", no_wrap=True)
     for head in ("\nsamples", "of the\ndata", *(f"{kind}s\np99/worst" for kind in kinds)):
@@ -203,31 +301,39 @@ def _totals(report: Report) -> Table:
     table.add_column("samples\na month", justify="right", no_wrap=True)
     if report.price is not None:
         table.add_column("price\na month", justify="right", no_wrap=True)
-    nothing = [_NONE] * len(kinds)
-    table.add_row(
-        f"the data, each {comparison.interval / 1000:g} s", *_sums(report, comparison.samples, ["100%", *nothing])
-    )
-    for way in report.options.ways:
-        tally = comparison.total(way)
-        if tally.all_kept:
-            table.add_row(_name(way), *_sums(report, tally.samples, ["= data", *nothing]), style="dim")
-            continue
-        share = _share(tally.samples / comparison.samples)
-        errors = [_both(_of_kind(tally, kind)) for kind in kinds]
-        table.add_row(_name(way), *_sums(report, tally.samples, [share, *errors]))
+    for each in _sums(report, kinds):
+        month = [_large(report.a_month(each.samples)), *_price(report, each.samples)]
+        style = "dim" if each.same else ""
+        table.add_row(each.way, f"{each.samples:,}", each.share, *each.errors, *month, style=style)
     return table
 
 
-def _sums(report: Report, samples: int, middle: Sequence[str]) -> list[str]:
+def _print_sums(report: Report, console: Console) -> None:
+    """Print what the table of sums has, a way below the other."""
+    kinds = _kinds(report)
+    console.print("in all")
+    for each in _sums(report, kinds):
+        price = "".join(f", price {price}" for price in _price(report, each.samples))
+        of_data = each.share if each.share == "= data" else f"{each.share} of the data"
+        month = f"a month {_large(report.a_month(each.samples))}{price}"
+        lines = [f"{each.samples:,} samples, {of_data}; {month}"]
+        if set(each.errors) != {_NONE}:
+            told = (f"{kind}s {error}" for kind, error in zip(kinds, each.errors, strict=True) if error != _NONE)
+            lines.append(f"p99/worst: {', '.join(told)}")
+        console.print(Text(each.way))
+        console.print(_indented(Text("\n".join(lines), style="dim")))
+
+
+def _price(report: Report, samples: int) -> list[str]:
     cost = report.cost(samples)
-    return [f"{samples:,}", *middle, _large(report.a_month(samples)), *([] if cost is None else [f"{cost:,.2f}"])]
+    return [] if cost is None else [f"{cost:,.2f}"]
 
 
 def _explanations(report: Report) -> list[str]:
     """Say how the numbers are meant, as far as they occur."""
     window = _duration(report.options.window)
     about = (
-        "Under each share stand the errors, 99th percentile/worst, as shares of the value; 100% is as good as no reading. "
+        "With each share stand the errors, 99th percentile/worst, as shares of the value; 100% is as good as no reading. "
         f"Gauges: what is stored at each instant of the data. Counters, and counts of histograms: rate()[{window}] as an alert "
         "reads it live."
     )

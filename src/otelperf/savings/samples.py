@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from otelperf.errors import OtelperfError
-from otelperf.savings.recording import NAME, Recording, Series, UnfitError
+from otelperf.savings.recording import NAME, TIMES, NoTimeError, Recording, Series, UnfitError, in_calendar
 
 STDIN = "-"
 
@@ -29,9 +31,10 @@ _UNESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
 _TYPE = re.compile(r"#[ \t]+TYPE[ \t]+(\S+)[ \t]+(\S+)")
 _JSON = re.compile(rb'\s*\{\s*"[^"]*"\s*:')
 _MILLISECONDS = 1e11  # a larger time is in ms (1973 and later), a smaller one in s
-_LAST_TIME = 1e15
 _FIRST = 4096
 _PIECE = 2**20
+_LINE_LIMIT = 2**20  # bytes; memory must not depend on what the file is
+_JSON_LIMIT = 2**29  # bytes: some 20 million samples, as many as --max-samples has them by default
 _SHOWN = 80
 
 
@@ -43,6 +46,9 @@ def read(name: str, recording: Recording, advance: Callable[[int], None]) -> Non
             beginning = file.peek(_FIRST)[:_FIRST]  # type: ignore[attr-defined] # both are buffered
             if beginning.startswith(b"\x1f\x8b"):
                 raise OtelperfError(f"{shown} is compressed: give `zcat FILE | otelperf savings --file -`")
+            if beginning.startswith(BOM_UTF8):
+                file.read(len(BOM_UTF8))
+                beginning = beginning.removeprefix(BOM_UTF8)
             if _JSON.match(beginning):
                 _read_json(shown, file, recording, advance)
             else:
@@ -54,6 +60,8 @@ def read(name: str, recording: Recording, advance: Callable[[int], None]) -> Non
 @contextmanager
 def _opened(name: str) -> Iterator[BinaryIO]:
     if name == STDIN:
+        if sys.stdin is None:  # started with it closed
+            raise OtelperfError("standard input is closed: give --file FILE, or open it")
         yield sys.stdin.buffer
         return
     with Path(name).open("rb") as file:
@@ -64,9 +72,13 @@ def _read_json(shown: str, file: BinaryIO, recording: Recording, advance: Callab
     text = bytearray()
     while piece := file.read(_PIECE):
         text += piece
+        if len(text) > _JSON_LIMIT:
+            raise OtelperfError(
+                f"{shown}: more than {_JSON_LIMIT} bytes of JSON: ask for a shorter time or fewer series, or give lines"
+            )
         advance(len(piece))
     try:
-        recording.take_matrix(bytes(text))
+        recording.take_matrix(text)
     except UnfitError as error:
         raise OtelperfError(f"{shown}: {error}") from error
 
@@ -74,7 +86,9 @@ def _read_json(shown: str, file: BinaryIO, recording: Recording, advance: Callab
 def _read_lines(shown: str, file: BinaryIO, recording: Recording, advance: Callable[[int], None]) -> None:
     lines = _Lines(recording)
     read = 0
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(iter(partial(file.readline, _LINE_LIMIT + 1), b""), 1):
+        if len(line) > _LINE_LIMIT:
+            raise OtelperfError(f"{shown}, line {number}: it has more than {_LINE_LIMIT} bytes: no sample is so long")
         read += len(line)
         if read > _PIECE:
             advance(read)
@@ -132,9 +146,10 @@ def _value_and_time(words: list[str]) -> tuple[float, int]:
     if len(words) != 2 or any("_" in word or not word.isascii() for word in words):  # float() takes 1_000
         raise UnfitError("expected name{labels} value time")
     value, time = map(float, words)
-    if not abs(time) < _LAST_TIME:  # NaN neither
-        raise UnfitError(f"{words[1]} is no time")
-    return value, round(time if abs(time) > _MILLISECONDS else time * 1000)
+    milliseconds = time if time > _MILLISECONDS else time * 1000
+    if not in_calendar(milliseconds):
+        raise NoTimeError(f"{words[1][:_SHOWN]} is no time: {TIMES}, in Unix seconds or milliseconds")
+    return value, round(milliseconds)
 
 
 def _labels(name: str | None, text: str) -> dict[str, str]:

@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import ceil, isfinite, log
+from sys import float_info
 from typing import NamedTuple
 
 _GROWTH = 1.01  # from one bin of errors to the next
 _LOG_GROWTH = log(_GROWTH)
+_LARGEST = float_info.max  # sums and differences of numbers near it are infinite
 _NOTHING = 1e-12  # an error below is rounding
 
 
@@ -116,13 +118,20 @@ def difference(read: float | None, true: float, typical: float) -> float:
         return 0.0
     if not (isfinite(read) and isfinite(true)):
         return 0.0 if read != read and true != true else 1.0
-    return abs(read - true) / max(abs(read), abs(true), typical)
+    largest = max(abs(read), abs(true), typical)
+    gap = abs(read - true)
+    return gap / largest if gap <= _LARGEST else abs(read / largest - true / largest)
 
 
 def typical(values: Sequence[float]) -> float:
     """Return the mean of the absolute values, those that are not finite left out; 0 if there are none."""
     sizes = [abs(value) for value in values if isfinite(value)]
-    return sum(sizes) / len(sizes) if sizes else 0.0
+    if not sizes:
+        return 0.0
+    total = sum(sizes)
+    if total <= _LARGEST:
+        return total / len(sizes)
+    return min(sum(size / len(sizes) for size in sizes), _LARGEST)
 
 
 class Errors:
