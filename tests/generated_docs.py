@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from otelperf import catalog
@@ -9,10 +10,14 @@ from otelperf.backends import BACKENDS
 from otelperf.config import SETTINGS, Setting
 from otelperf.gate.policy import Rule
 from otelperf.prometheus_text import metric_name
+from otelperf.sources.engines import ENGINES
+from otelperf.sources.engines.engine import Engine
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 METRICS_PAGE = DOCS / "metrics.md"
 BACKENDS_PAGE = DOCS / "backends.md"
+SERVERS_PAGE = DOCS / "servers.md"
+_CAPTURES = Path(__file__).resolve().parent / "captures"
 _PARTS = {
     "host": catalog.HOST,
     "server": catalog.SERVER,
@@ -52,6 +57,28 @@ def _backend_row(setting: Setting) -> str:
     return f"| `{setting.key}` | " + " | ".join(cells) + " |"
 
 
+def servers_page(page: str) -> str:
+    """Return *page* with the table of who gives what made anew."""
+    given = [metrics_of(engine) for engine in ENGINES]
+    table = "\n".join(
+        [
+            "| metric | " + " | ".join(engine.name for engine in ENGINES) + " |",
+            "|---" * (len(ENGINES) + 1) + "|",
+            *(
+                f"| `{row.name}` | " + " | ".join("yes" if row.name in each else "" for each in given) + " |"
+                for row in catalog.SERVER
+            ),
+        ]
+    )
+    return _between(page, "<!-- who gives what: made from the maps -->", "<!-- end of who gives what -->", table)
+
+
+def metrics_of(engine: Engine) -> frozenset[str]:
+    """Return what the map gives: its items, and what its captures show that code makes."""
+    pages = _CAPTURES.glob(f"{engine.name}-*/*.readings.json")
+    return engine.metrics() | {reading["name"] for page in pages for reading in json.loads(page.read_text())}
+
+
 def _row(metric: catalog.Metric) -> str:
     name = metric_name(metric.name, metric.unit, metric.kind)
     return f"| `{metric.name}` | `{name}` | `{metric.unit}` | {metric.meaning} | {sent_when(metric)} |"
@@ -67,6 +94,8 @@ def sent_when(metric: catalog.Metric) -> str:
         return f"heartbeat only, {rule.heartbeat:g} s" if rule.heartbeat else "heartbeat only"
     if rule.kind == "state":
         return "every change, at once"
+    if rule.kind == "histogram":
+        return f"count's rate or a quantile off by {rule.relative:.0%}, not within `gate.histogram_interval`"
     if rule.kind == "trend":
         return f"rate off by {rule.relative:.0%}" + (f" and {_amount(rule.delta, unit)}" if rule.delta else "")
     measures = _measures(rule, unit)
@@ -97,3 +126,4 @@ def _amount(value: float, unit: str) -> str:
 if __name__ == "__main__":
     METRICS_PAGE.write_text(metrics_page(METRICS_PAGE.read_text()))
     BACKENDS_PAGE.write_text(backends_page(BACKENDS_PAGE.read_text()))
+    SERVERS_PAGE.write_text(servers_page(SERVERS_PAGE.read_text()))

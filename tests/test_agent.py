@@ -97,7 +97,7 @@ def test_ticks_go_on_though_every_source_breaks(clock: ManualClock, tmp_path: Pa
 
 
 def test_a_sidecar_leaves_the_host_alone(clock: ManualClock) -> None:
-    agent, emissions = make_agent(clock, mode="sidecar")
+    agent, emissions = make_agent(clock, mode="sidecar", **{"server.find": "false"})
     run(agent, clock, 2)
     assert {e.name for e in emissions if e.name.startswith("system.")} == set()
     agent.close()
@@ -308,3 +308,39 @@ def test_a_stop_is_waited_for_and_may_be_set_in_a_signal_handler() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     signal.signal(signal.SIGTERM, before[0])
     signal.signal(signal.SIGINT, before[1])
+
+
+def test_a_server_that_is_found_is_read_under_its_own_name(clock: ManualClock, llama: HTTPServer) -> None:
+    agent, emissions = make_agent(clock, mode="sidecar")
+    assert agent._finder
+    agent._finder._due, agent._finder._wait = (
+        {llama.server_port: 0},
+        {llama.server_port: 0},
+    )  # a usual port may be taken
+    run(agent, clock, 12)
+    (server,) = agent.servers
+    assert server.url == f"http://127.0.0.1:{llama.server_port}"
+    assert ups(emissions) == [1]
+    assert agent._resource_of[server.entity].attributes["service.name"] == "llama.cpp"
+    agent.close()
+    assert {e.name for e in emissions if e.new is None and e.name.startswith("otelperf.server")} == set()
+
+
+def test_nothing_is_looked_for_on_a_plain_machine_or_where_a_url_is_given(clock: ManualClock) -> None:
+    for more in ({"mode": "node"}, {"mode": "sidecar", "server.url": "http://127.0.0.1:1"}):
+        agent, _ = make_agent(clock, **{"host.root_path": str(PROC), **more})
+        assert agent._finder is None
+        agent.close()
+
+
+def test_a_server_that_is_recognised_late_keeps_its_instance(clock: ManualClock, llama: HTTPServer) -> None:
+    url = f"http://127.0.0.1:{llama.server_port}"
+    agent, emissions = make_agent(clock, mode="sidecar", **{"server.url": url})
+    (server,) = agent.servers
+    unknown = agent._resource_of[server.entity].attributes
+    run(agent, clock, 6)
+    known = agent._resource_of[server.entity].attributes
+    assert (unknown["service.name"], known["service.name"]) == ("unknown_service", "llama.cpp")
+    assert unknown["service.instance.id"] == known["service.instance.id"]
+    assert ups(emissions) == [1]
+    agent.close()

@@ -34,6 +34,8 @@ from otelperf.doctor.stored import PROMOTED, STRATEGY
 from otelperf.doctor.way_out import check_settings
 from otelperf.export import Verdict
 from otelperf.prometheus_text import label_name, metric_name
+from otelperf.sources.engines import ENGINES
+from otelperf.sources.engines.finder import Finder
 from tests.engines.loopback import Loopback, saying
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -517,3 +519,12 @@ def test_a_server_that_answers_one_that_lacks_a_switch_and_one_that_is_gone_are_
         gone = lacking.url
     finding = check_servers(settings(server__url=gone))
     assert (finding.status, "server.url" in finding.cure) == ("failed", True)
+
+
+def test_a_pods_server_is_looked_for_as_the_agent_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Loopback(saying({"/metrics": "llamacpp:prompt_tokens_total 9", "/slots": "[]", "/props": "{}"})) as llama:
+        # The usual ports may be taken here.
+        monkeypatch.setattr("otelperf.doctor.servers.make_finder", lambda _: Finder(ENGINES, ports=(llama.port,)))
+        finding = check_servers(settings(mode="sidecar"))
+        assert (finding.status, llama.url in finding.seen) == ("ok", True)
+    assert check_servers(settings(mode="sidecar")).status == "warning"

@@ -95,7 +95,7 @@ def test_ready_though_a_source_fails_and_the_collector_is_away() -> None:
     page = json.loads(body)
     ours.close()
     assert status == 200
-    assert "Connection refused" in page["sources"]["llama.cpp http://127.0.0.1:1"]
+    assert "Connection refused" in page["sources"]["server http://127.0.0.1:1"]
     assert page["export"]["delivered"] == 0
     assert page["export"]["queued_bytes"] > 0
 

@@ -26,10 +26,11 @@ from otelperf.integrals import Integrals
 from otelperf.logs import Log
 from otelperf.points import SCOPE_NAME, Points
 from otelperf.readings import Batch, Snapshot, Source
-from otelperf.resource import resources
+from otelperf.resource import resources, server_resource
 from otelperf.sampler import Sampler
 from otelperf.sources import agent_source, host_sources
 from otelperf.sources.engines import ENGINES
+from otelperf.sources.engines.finder import Finder
 from otelperf.sources.engines.server import Server
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ _STEP_BACK = 60 * _SECOND
 _LEAVING = 0.3  # s of the shutdown timeout for everything else than the network
 _OWN_INTERVAL = 5.0
 _FILESYSTEM_INTERVAL = 5.0
+_FIND_INTERVAL = 5.0
 _BOUNDS_AGE = 60 * _SECOND
 
 
@@ -72,15 +74,17 @@ class Agent:
         self._clock = clock or Clock()
         self._started = self._clock()
         self.servers = make_servers(settings)
-        sources = _sources(settings, self.servers)
+        self._finder = make_finder(settings)
+        sources = _sources(settings, self.servers, self._finder)
         # A server is read on its own thread and its answer taken at the next tick: no tick is longer than a second.
         self.interval = min(1.0, *(interval for _, interval in sources))
         gone_after = settings.gate.gone_after or 2 * settings.gate.heartbeat
         self._sampler = Sampler(sources, gone_after, threads=threads, steady=None if clock else time.monotonic_ns)
         self._integrals = Integrals(settings.gate.integrals, {source.name: each for source, each in sources})
-        resource_of = resources(settings, __version__, self.servers, environ)
-        self._spared = {id(resource_of[server.entity]): server for server in self.servers}
-        self._points = Points(resource_of, __version__)
+        self._environ = environ
+        self._resource_of = resources(settings, __version__, self.servers, environ)
+        self._spared = {id(self._resource_of[server.entity]): server for server in self.servers}
+        self._points = Points(self._resource_of, __version__)
         self._console = Console() if settings.metrics.exporter == "console" else None
         self._sender: Sender | None = None
         self.gate = self._make_gate(self._exporter())
@@ -115,7 +119,9 @@ class Agent:
         if isinstance(self._clock, Clock) and self._clock.ahead > _STEP_BACK:
             self._step_back(self._clock)
         now = self._clock()
+        self._take_found()
         snapshot = self._integrals.added_to(self._sampler.sample(now))
+        self._know_servers()
         if self._own is None or now >= self._own_due:
             self._own = self._read_own(now, snapshot)
             self._own_due = now + int((_OWN_INTERVAL - self.interval / 2) * _SECOND)
@@ -125,6 +131,23 @@ class Agent:
             self._console.summary(now, self.gate.stats)
         self._tick_seconds = time.perf_counter() - began
         self._last_tick = time.monotonic()
+
+    def _take_found(self) -> None:
+        """Read the servers that the finder has found meanwhile as well."""
+        while self._finder and self._finder.found:
+            server, interval = self._finder.found.popleft(), self._settings.server.interval
+            _log.info("server found", url=server.url, engine=server.engine.name if server.engine else None)
+            self._sampler.add(server, interval)
+            self._integrals.add(server.name, interval)
+            self.servers += (server,)
+
+    def _know_servers(self) -> None:
+        """Give each server that is now known for what it is the resource of that."""
+        for server in self.servers:
+            if server.entity not in self._resource_of:
+                resource = server_resource(self._settings, server, self._environ)
+                self._resource_of[server.entity] = resource
+                self._spared[id(resource)] = server
 
     def _read_own(self, now: int, snapshot: Snapshot) -> Batch:
         gate = self._settings.gate
@@ -229,7 +252,7 @@ class Agent:
             rate_window=gate.rate_window,
             histogram_interval=gate.histogram_interval,
             previous=gate.previous,
-            spacing=gate.spacing,
+            spacing=gate.spacing if gate.enabled else 0.0,
             native_histograms=gate.native_histograms,
             budget=make_budget(self._settings),
             max_streams=gate.max_streams,
@@ -301,19 +324,32 @@ def make_budget(settings: Settings) -> Budget | None:
 
 def make_servers(settings: Settings) -> tuple[Server, ...]:
     """Return the source of each inference server that the settings name."""
-    known = {engine.name: engine for engine in ENGINES}
-    engine = known[settings.server.engine]
     server = settings.server
-    return tuple(Server(url, engine, timeout=server.timeout, max_page=server.max_page) for url in server.url)
+    engine = {engine.name: engine for engine in ENGINES}.get(server.engine)  # auto is none
+    engines = () if engine else ENGINES
+    return tuple(
+        Server(url, engine, engines=engines, timeout=server.timeout, max_page=server.max_page) for url in server.url
+    )
 
 
-def _sources(settings: Settings, servers: tuple[Server, ...]) -> list[tuple[Source, float]]:
+def make_finder(settings: Settings) -> Finder | None:
+    """Return what looks for servers, if the settings ask for it."""
+    server = settings.server
+    if not server.find:
+        return None
+    engines = tuple(engine for engine in ENGINES if server.engine in {"auto", engine.name})
+    return Finder(engines, server.url, timeout=server.timeout, max_page=server.max_page)
+
+
+def _sources(settings: Settings, servers: tuple[Server, ...], finder: Finder | None) -> list[tuple[Source, float]]:
     host, found = settings.host, list[tuple[Source, float]]()
     if host.enabled:
         for source in host_sources(host.root_path, per_logical=host.cpu_per_logical, exclude=host.network_exclude):
             slow = getattr(source, "blocking", False)
             found.append((source, max(host.interval, _FILESYSTEM_INTERVAL) if slow else host.interval))
     found += [(server, settings.server.interval) for server in servers]
+    if finder:
+        found.append((finder, max(settings.server.interval, _FIND_INTERVAL)))
     found.append((agent_source(), max(_OWN_INTERVAL, host.interval)))
     return found
 

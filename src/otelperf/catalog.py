@@ -39,6 +39,10 @@ def _trend(relative: float = 0.25, **more: object) -> Rule:
     return Rule(kind="trend", relative=relative, **more)  # type: ignore[arg-type] # keyword names are Rule's own
 
 
+def _histogram(relative: float = 0.25) -> Rule:
+    return Rule(kind="histogram", relative=relative)
+
+
 def _state(**more: object) -> Rule:
     return Rule(kind="state", urgent=True, **more)  # type: ignore[arg-type] # keyword names are Rule's own
 
@@ -280,24 +284,101 @@ SERVER = (
         "otelperf.server.tokens",
         "counter",
         "{token}",
-        "Tokens processed, by type; prompt tokens found in a cache are not processed.",
+        "Tokens by type: of prompts (input; docs/servers.md says whose count has those found in a cache), and generated (output).",
         _trend(delta=20, group="otelperf.server.tokens"),
     ),
     Metric(
         "otelperf.server.token.throughput",
         "gauge",
         "{token}/s",
-        "Tokens processed per second since the last reading; 0 when the server is up and idle.",
+        "The same per second since the last reading; 0 when the server is up and idle.",
         _hold(1, relative=0.25, group="otelperf.server.token.throughput", within=("gen_ai.token.type",)),
     ),
     Metric(
         "otelperf.server.active_requests",
         "updown",
         "{request}",
-        "Requests by state: running, waiting.",
+        "Requests by state: running, waiting and, where a server has more, those.",
         _hold(group="otelperf.server.active_requests", within=("otelperf.request.state",)),
         averaged=0.1,
     ),
+    Metric(
+        "otelperf.server.requests",
+        "counter",
+        "{request}",
+        "Requests finished, by reason.",
+        _trend(delta=2, group="otelperf.server.requests", within=("otelperf.finish_reason",)),
+    ),
+    Metric(
+        "otelperf.server.request.errors",
+        "counter",
+        "{request}",
+        "Requests that failed, by error.type; one request may count as several (a rejected one is also a 4xx or 5xx).",
+        _trend(urgent=True),
+    ),
+    Metric(
+        "gen_ai.server.request.duration",
+        "histogram",
+        "s",
+        "Time from a request's arrival to its last token, with the server's own bounds.",
+        _histogram(),
+        "semconv",
+    ),
+    Metric(
+        "gen_ai.server.time_to_first_token",
+        "histogram",
+        "s",
+        "Time from a request's arrival to its first token, with the server's own bounds.",
+        _histogram(),
+        "semconv",
+    ),
+    Metric(
+        "gen_ai.server.time_per_output_token",
+        "histogram",
+        "s",
+        "Mean time per token after the first, one value a request.",
+        _histogram(),
+        "semconv",
+    ),
+    Metric(
+        "otelperf.server.inter_token.latency",
+        "histogram",
+        "s",
+        "Time between two tokens of a request, one value a token.",
+        _histogram(),
+    ),
+    Metric(
+        "otelperf.server.queue.duration",
+        "histogram",
+        "s",
+        "Time that requests waited before they were worked on.",
+        _histogram(),
+    ),
+    Metric("otelperf.server.prefill.duration", "histogram", "s", "Time spent on requests' prompts.", _histogram()),
+    Metric("otelperf.server.decode.duration", "histogram", "s", "Time from first to last token.", _histogram()),
+    Metric(
+        "otelperf.server.iteration.tokens",
+        "histogram",
+        "{token}",
+        "Tokens worked on in one step of the engine.",
+        _histogram(),
+    ),
+    Metric(
+        "otelperf.server.preemptions",
+        "counter",
+        "{preemption}",
+        "Requests put back for want of KV cache.",
+        _trend(delta=1),
+    ),
+    Metric(
+        "otelperf.server.kv_cache.utilization",
+        "gauge",
+        "1",
+        "Share of the KV cache that requests in progress hold.",
+        _hold(0.02, thresholds=_full(0.9, 0.98)),
+        averaged=0.02,
+    ),
+    Metric("otelperf.server.kv_cache.limit", "updown", "{token}", "Tokens that the KV cache can hold.", _hold()),
     Metric(
         "otelperf.server.batch.size",
         "gauge",
@@ -343,6 +424,13 @@ SERVER = (
         _trend(delta=20, group="otelperf.server.prefix_cache"),
     ),
     Metric(
+        "otelperf.server.prefix_cache.hit_ratio",
+        "gauge",
+        "1",
+        "Hits as a share of queries since the last reading; absent when nothing was looked up.",
+        _hold(0.05),
+    ),
+    Metric(
         "otelperf.server.speculative.drafted",
         "counter",
         "{token}",
@@ -357,6 +445,13 @@ SERVER = (
         _trend(delta=20, group="otelperf.server.speculative"),
     ),
     Metric(
+        "otelperf.server.speculative.acceptance_ratio",
+        "gauge",
+        "1",
+        "Accepted as a share of drafted tokens since the last reading; absent when none were drafted.",
+        _hold(0.05),
+    ),
+    Metric(
         "otelperf.server.processing.time",
         "counter",
         "s",
@@ -367,9 +462,38 @@ SERVER = (
         "otelperf.worker.state",
         "updown",
         "1",
-        "1 for the state that the worker is in, 0 for the others.",
+        "1 for the state that the worker is in (active, idle, sleeping), 0 for the others.",
         _state(group="otelperf.worker.state", within=("otelperf.worker.state",)),
         averaged=0.01,
+    ),
+    Metric(
+        "otelperf.server.request.time",
+        "counter",
+        "s",
+        "Seconds that successful requests took, all together: over otelperf.server.requests their mean.",
+        _trend(delta=1.2, group="otelperf.server.requests", within=("otelperf.finish_reason",)),
+    ),
+    Metric(
+        "otelperf.server.queue.time",
+        "counter",
+        "s",
+        "Seconds that successful requests waited before they were worked on, all together.",
+        _trend(delta=1.2, group="otelperf.server.requests", within=("otelperf.finish_reason",)),
+    ),
+    Metric(
+        "otelperf.server.startup.duration",
+        "gauge",
+        "s",
+        "Time that a phase of the server's or a model's start took, by the server's own names of phases.",
+        _hold(0.1),
+    ),
+    Metric("otelperf.server.models", "updown", "{model}", "Models loaded.", _hold()),
+    Metric(
+        "otelperf.server.model.memory",
+        "updown",
+        "By",
+        "Memory that a loaded model takes, by kind: gpu, host.",
+        _hold(relative=0.02, group="otelperf.server.model.memory", within=("otelperf.memory.kind",)),
     ),
 )
 

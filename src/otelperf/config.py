@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 
 MASK = "****"
+# As in sources/engines, which this file must not load.
+ENGINES = ("llama.cpp", "triton", "sglang", "tgi", "trtllm", "vllm", "ollama")
 METRICS_EXPORTERS = ("otlp", "console", "none")
 _NO_MAPPING: Mapping[str, str] = MappingProxyType({})
 
@@ -151,6 +153,11 @@ def _derived_host(known: Mapping[str, Found], _: Mapping[str, str]) -> Found:
     return Found(mode == "node", f"default of mode {mode}")
 
 
+def _derived_find(known: Mapping[str, Found], _: Mapping[str, str]) -> Found:
+    mode, named = known["mode"].value, bool(known["server.url"].value)
+    return Found(mode == "sidecar" and not named, f"default of mode {mode}" + (" with server.url" if named else ""))
+
+
 def _derived_endpoint(known: Mapping[str, Found], _: Mapping[str, str]) -> Found | None:
     if known["export.protocol"].value == "grpc":
         return Found("http://localhost:4317", "default of grpc")
@@ -160,6 +167,12 @@ def _derived_endpoint(known: Mapping[str, Found], _: Mapping[str, str]) -> Found
 def _derived_insecure(known: Mapping[str, Found], _: Mapping[str, str]) -> Found:
     scheme = urlsplit(known["export.endpoint"].value).scheme
     return Found(scheme == "http", f"default of {scheme}")
+
+
+def _derived_rate_window(known: Mapping[str, Found], _: Mapping[str, str]) -> Found | None:
+    heartbeat = known["gate.heartbeat"].value
+    needed = min(2 * heartbeat + 20, _LONGEST_WINDOW)
+    return Found(needed, "default of the heartbeat") if needed > 120 else None
 
 
 def _derived_histogram_interval(known: Mapping[str, Found], _: Mapping[str, str]) -> Found | None:
@@ -277,7 +290,10 @@ class Gate:
         PERIOD, None, "Absence after which a series has ended.",
         usual="2 heartbeats or 3 intervals, whichever is longer"
     )
-    rate_window: float = _setting(PERIOD, 120.0, "Window of the rate() for which the error of counters is bounded.")
+    rate_window: float = _setting(
+        PERIOD, 120.0, "Window of the rate() for which the error of counters is bounded.", derive=_derived_rate_window,
+        usual="2m, or twice the heartbeat and 20s if that is more"
+    )
     previous: bool = _setting(
         BOOLEAN, True,
         "Send a counter's held readings later, at their own times, where rate() needs them; false if none older is taken."
@@ -332,7 +348,13 @@ class Server:
     """The inference servers to read."""
 
     url: tuple[str, ...] = _setting(URLS, (), "Base URLs of inference servers.")
-    engine: Literal["llama.cpp"] = _setting(choice("llama.cpp"), "llama.cpp", "What the server is.")
+    find: bool = _setting(
+        BOOLEAN, False, "Look for inference servers on the usual ports of 127.0.0.1.", derive=_derived_find,
+        usual="true in mode sidecar without server.url, else false"
+    )
+    engine: str = _setting(
+        choice("auto", *ENGINES), "auto", "What the servers are; auto: what their pages look like."
+    )
     name: str | None = _setting(TEXT, None, "service.name of the servers' metrics.", usual="the engine's name")
     container: str | None = _setting(TEXT, None, "k8s.container.name of the servers' metrics.")
     interval: float = _setting(PERIOD, 5.0, "Time between readings.", profiles={"testing": 1.0})
@@ -635,12 +657,17 @@ def _settings(found: Mapping[str, Found]) -> Settings:
 
 
 _Told = tuple[tuple[str, ...], str]
+# s. Earlier readings are sent up to 2.5 windows late, and may wait for an hour; Prometheus takes two hours (prometheus/README.md).
+_LONGEST_WINDOW = 1200.0
 
 
 def _contradictions(settings: Settings) -> Iterator[_Told]:
     """Tell the settings that are right one by one and wrong together, with the keys concerned."""
     yield from _gate_contradictions(settings)
-    for section, used in (("host", settings.host.enabled), ("server", bool(settings.server.url))):
+    for section, used in (
+        ("host", settings.host.enabled),
+        ("server", bool(settings.server.url) or settings.server.find),
+    ):
         if used and settings.value(f"{section}.interval") >= settings.gate.heartbeat:
             yield _told(settings, "expected the interval to be shorter", f"{section}.interval", "gate.heartbeat")
     if (settings.export.client_key is None) != (settings.export.client_certificate is None):
@@ -658,6 +685,20 @@ def _gate_contradictions(settings: Settings) -> Iterator[_Told]:
         yield _told(settings, "expected the linger to be shorter", "gate.linger", "gate.heartbeat")
     if gate.spacing > gate.heartbeat:
         yield _told(settings, "expected the spacing to be no longer", "gate.spacing", "gate.heartbeat")
+    elif gate.spacing and gate.previous:
+        yield _told(
+            settings,
+            "earlier readings keep no spacing, expected one without the other",
+            "gate.spacing",
+            "gate.previous",
+        )
+    if gate.rate_window > _LONGEST_WINDOW:
+        expected = (
+            f"expected at most {show_duration(_LONGEST_WINDOW)}: earlier readings would come too late for Prometheus"
+        )
+        yield _told(settings, expected, "gate.rate_window")
+    if gate.rate_window < 2 * gate.heartbeat <= 2 * HEARTBEAT_CEILING:
+        yield _told(settings, "a rate needs two heartbeats in its window", "gate.rate_window", "gate.heartbeat")
     beats = 60 / gate.heartbeat
     if gate.stream_budget is not None and gate.stream_budget < beats:
         expected = f"heartbeats alone are {beats:.3g} a minute, expected a larger budget or a longer heartbeat"

@@ -31,8 +31,14 @@ class Integrals:
             for row in catalog.METRICS
             if row.averaged is not None and any(fnmatchcase(row.name, pattern) for pattern in patterns)
         }
-        self._longest = {source: int(_GAP * interval * _SECOND) for source, interval in intervals.items()}
+        self._longest: dict[str, int] = {}
+        for source, interval in intervals.items():
+            self.add(source, interval)
         self._streams: dict[tuple[str, str, frozenset[object]], _Stream] = {}
+
+    def add(self, source: str, interval: float) -> None:
+        """Know how often one more source is read, in seconds."""
+        self._longest[source] = int(_GAP * interval * _SECOND)
 
     def added_to(self, snapshot: Snapshot) -> Snapshot:
         """Return the snapshot with the integrals as further batches, each at the time up to which its totals are known."""

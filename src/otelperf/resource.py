@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _NAMESPACE = uuid.UUID("8f1f7f0e-6a55-5c0e-9a4b-3f7f3d0a9b51")  # ours, made once
 _ONE_PROCESS = ("service.name", "service.instance.id", "service.version", "k8s.container.name")
+_UNKNOWN = "unknown_service"  # the name that OpenTelemetry gives to what has none
 _POD_NAMESPACE = "var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
 
@@ -37,42 +38,58 @@ def resources(
     settings: Settings, version: str, servers: tuple[Server, ...], environ: Mapping[str, str]
 ) -> dict[str, Resource]:
     """Return the resource of each entity: ``host``, ``agent``, and each server by its name."""
+    place = _Place(settings, environ)
     user = dict(settings.resource.attributes)
-    shared = {key: value for key, value in user.items() if key not in _ONE_PROCESS}
-    host = {**_host(settings.host.root_path), **_node(settings), **shared}
-    pod = _pod(settings, environ)
-    where = settings.k8s.pod_uid or _where(host, pod)
-    here = {**host, **pod}
     # CONTAINER_NAME means something else outside Kubernetes.
-    container = (settings.k8s.container_name if pod else None) or user.get("k8s.container.name") or ""
-
-    def instance(whose: str, source: str) -> dict[str, str]:
-        return {"service.instance.id": _uuid5(f"{where}/{whose}/{source}")}
-
+    container = (settings.k8s.container_name if place.pod else None) or user.get("k8s.container.name") or ""
     agent = {
-        **here,
+        **place.here,
         **({"k8s.container.name": container} if container else {}),
         "service.name": settings.service.name,
         "service.version": version,
-        **instance(container, "agent"),
+        **place.instance(container, "agent"),
         **({"service.instance.id": user["service.instance.id"]} if "service.instance.id" in user else {}),
     }
-    found = {
+    machine = {"service.name": "host", "service.instance.id": _uuid5(f"{_machine(place.host)}//host")}
+    return {
         # The host is the same whichever pod looks at it.
-        "host": Resource({**host, "service.name": "host", "service.instance.id": _uuid5(f"{_machine(host)}//host")}),
+        "host": Resource({**place.host, **machine}),
         "agent": Resource(agent),
+        **{server.entity: _server(settings, server, place) for server in servers},
     }
-    for server in servers:
-        name = settings.server.container
-        found[server.entity] = Resource(
-            {
-                **here,
-                "service.name": settings.server.name or server.engine.name,
-                **({"k8s.container.name": name} if name else {}),
-                **instance(name or "", server.url),
-            }
-        )
-    return found
+
+
+def server_resource(settings: Settings, server: Server, environ: Mapping[str, str]) -> Resource:
+    """Return the resource of a server that was found, or recognised, later."""
+    return _server(settings, server, _Place(settings, environ))
+
+
+def _server(settings: Settings, server: Server, place: _Place) -> Resource:
+    """The instance does not depend on what the server is found to be; until that is known, it is a service by no name."""
+    name = settings.server.container
+    return Resource(
+        {
+            **place.here,
+            "service.name": settings.server.name or (server.engine.name if server.engine else _UNKNOWN),
+            **({"k8s.container.name": name} if name else {}),
+            **place.instance(name or "", server.url),
+        }
+    )
+
+
+class _Place:
+    """Where the agent runs: attributes of the host, of the pod, and of *here* (both), and what tells this place from others."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+        user = dict(settings.resource.attributes)
+        shared = {key: value for key, value in user.items() if key not in _ONE_PROCESS}
+        self.host = {**_host(settings.host.root_path), **_node(settings), **shared}
+        self.pod = _pod(settings, environ)
+        self.here = {**self.host, **self.pod}
+        self._where = settings.k8s.pod_uid or _where(self.host, self.pod)
+
+    def instance(self, whose: str, source: str) -> dict[str, str]:
+        return {"service.instance.id": _uuid5(f"{self._where}/{whose}/{source}")}
 
 
 def _where(host: Mapping[str, Any], pod: Mapping[str, str]) -> str:

@@ -194,7 +194,15 @@ class Sampler:
         steady: Callable[[], int] | None = None,
     ) -> None:
         self._steady = steady
-        self._slots = [_Slot(source, interval, gone_after, threads=threads) for source, interval in sources]
+        self._gone_after = gone_after
+        self._threads = threads
+        self._slots: list[_Slot] = []
+        for source, interval in sources:
+            self.add(source, interval)
+
+    def add(self, source: Source, interval: float) -> None:
+        """Read *source* as well from the next sample on, each *interval* seconds."""
+        self._slots.append(_Slot(source, interval, self._gone_after, threads=self._threads))
 
     def sample(self, now: int) -> Snapshot:
         """Return what is known at *now* (Unix ns). A source that was not due stands in it with its old time."""

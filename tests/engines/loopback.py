@@ -35,7 +35,7 @@ def saying(answers: Mapping[str, bytes | str]) -> Answer:
 class Loopback:
     """Listen while entered. *answer* writes to the client's socket, and says whether to keep the connection."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, port: int = 0) -> None:
         self.answer = answer
         self.paths: list[str] = []
         self.headers: list[bytes] = []
@@ -44,7 +44,7 @@ class Loopback:
         self.closing = threading.Event()
         self._at_once = 0
         self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._clients: list[socket.socket] = []

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from otelperf.sources.engines.exposition import Page, Sample, parse
+from otelperf.sources.engines.exposition import Found, Page, Reader, Sample, parse
 
 CAPTURES = Path(__file__).resolve().parent.parent / "captures"
 PAGES = sorted(CAPTURES.glob("*/*.txt"))
@@ -175,3 +175,61 @@ def test_a_line_made_to_be_slow_is_not(line: str) -> None:
     began = time.process_time()
     assert parse(line, WANTED).malformed == 1
     assert time.process_time() - began < 2  # a parser that costs the square of the length takes hours
+
+
+# -- one page after the other
+
+
+def values(page: Found) -> dict[str, list[float]]:
+    return {series: [value for _, value in lines] for series, lines in page.lines.items()}
+
+
+def test_a_page_like_the_last_is_read_by_its_layout_and_lines_are_the_same_objects() -> None:
+    reader = Reader(WANTED)
+    first, second = (reader.read(f'y 1\nx{{a="b"}} {value}\n# x 7\nx{{a="c"}} 2\n') for value in (5, 6))
+    assert [{"x": [5.0, 2.0]}, {"x": [6.0, 2.0]}] == [values(first), values(second)]
+    assert [place for place, _ in first.lines["x"]] == [place for place, _ in second.lines["x"]]
+
+
+@pytest.mark.parametrize(
+    ("page", "expected"),
+    [
+        ("x 2\ny 1\n", {"x": [2.0]}),  # moved
+        ("y 1\nx two\n", {}),
+        ("y 1\nx 2_0\n", {}),
+        ("y 1\nx 2 1700000000\n", {"x": [2.0]}),
+        ('y 1\nx 2 # {a="b"} 7\n', {"x": [2.0]}),
+        ('y 1\nx{a="b"} 2\n', {"x": [2.0]}),
+        ("y 1\nz 2\n", {}),
+        ("y 1\nx 2", {"x": [2.0]}),
+        ("y 1\nx 2\nx 3\n", {"x": [2.0, 3.0]}),
+        ("", {}),
+    ],
+)
+def test_a_page_unlike_the_last_is_read_anew(page: str, expected: dict[str, list[float]]) -> None:
+    reader = Reader(WANTED)
+    reader.read("y 1\nx 1\n")
+    assert expected == values(reader.read(page))
+
+
+def test_a_line_with_a_time_is_never_read_by_its_end() -> None:
+    reader = Reader(WANTED)
+    assert [{"x": [5.0]}] * 3 == [values(reader.read(f"x 5 {time}\n")) for time in (170, 171, 172)]
+
+
+def test_a_wanted_line_in_place_of_another_is_seen_within_a_dozen_pages() -> None:
+    reader = Reader(WANTED)
+    reader.read("x 1\ny 1\n")
+    seen = ["ns:x_total" in reader.read("x 1\nns:x_total 1\n").lines for _ in range(12)]
+    assert seen[-1]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["x 1", "x 2", 'x{a="b"} 3', "y 4", "x 5 6", " x 7", "x 8 ", "x many", "# x"])))
+)
+def test_one_page_after_the_other_is_as_each_alone(pages: list[list[str]]) -> None:
+    """Line counts are made to differ, so that no page is trusted for the last one's sake alone."""
+    reader = Reader(WANTED)
+    for number, lines in enumerate(pages):
+        page = "\n".join([*lines, *[""] * (10 * number)])
+        assert values(Reader(WANTED).read(page)) == values(reader.read(page))

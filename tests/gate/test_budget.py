@@ -14,7 +14,7 @@ from opentelemetry.sdk.metrics.export import MetricExportResult
 
 from otelperf.gate.budget import Account, Budget
 from otelperf.gate.policy import Rule, Threshold
-from tests.gate.world import SECOND, START, World, buckets, counter, gauge, histogram, number
+from tests.gate.world import SECOND, START, World, arrivals, buckets, counter, gauge, histogram, number
 
 # The account
 
@@ -86,12 +86,15 @@ def walk(world: World, seconds: int, streams: int = 20, *, seed: int = 1, step: 
     """Let gauges walk at random; return the factor at each second. All are checked against the bound in force."""
     dice = random.Random(seed)
     values = [0.0] * streams
-    factors = []
+    factors: list[float] = []
+    held: dict[int, Any] = {dict(a)["n"]: p for _, a, p in world.arrivals()}
     for _ in range(seconds):
+        before = len(world.recorder.requests)
         values = [value + dice.gauss(0, step) for value in values]
         world.tick(gauge("m", *(number(world.now, value, {"n": n}) for n, value in enumerate(values))))
         bound = world.gate.bounds()["m"].delta
-        held: dict[int, Any] = {dict(a)["n"]: p for _, a, p in world.arrivals()}
+        arrived = (arrival for request in world.recorder.requests[before:] for arrival in arrivals(request))
+        held |= {dict(a)["n"]: p for _, a, p in arrived}
         for n, value in enumerate(values):
             assert abs(value - held[n].value) <= bound + 1e-9
         factors.append(world.gate.stats.factor)

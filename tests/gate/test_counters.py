@@ -95,7 +95,9 @@ def test_what_rate_reads_now_is_what_the_readings_say(
     outside = dict.fromkeys(WINDOWS, 0)
     for second, total in enumerate(totals):
         world.count(total)
-        sent = [(int(t * SECOND), v) for t, v in sorted(world.series())]
+        if second % 5:
+            continue
+        sent: list[tuple[float, float]] = [(t * SECOND, v) for t, v in sorted(world.series())]
         for window, (widen, narrow) in WINDOWS.items():
             start = max(0, second - window)
             true = total - totals[start]
@@ -103,7 +105,7 @@ def test_what_rate_reads_now_is_what_the_readings_say(
             tolerated += totals[min(second, start + 3)] - totals[max(0, start - 3)]
             read = increase_as_prometheus_has_it(sent, second * SECOND, window * SECOND)
             outside[window] = outside[window] + 1 if abs((read or 0.0) - true) > tolerated * 1.01 else 0
-            assert outside[window] <= 10
+            assert outside[window] <= 2  # looks, five seconds apart
 
 
 def test_a_counter_that_has_stopped_is_read_right_while_its_last_gains_leave_the_window() -> None:

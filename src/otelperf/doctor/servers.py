@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from otelperf.agent import make_servers
+from otelperf.agent import make_finder, make_servers
 from otelperf.doctor.finding import Finding
 from otelperf.errors import SourceError
 
@@ -18,7 +18,9 @@ _CURE = "start the server, or set server.url (OTELPERF_SERVER_URL) to where it l
 
 def check_servers(settings: Settings) -> Finding:
     """Read each server once."""
-    servers = make_servers(settings)
+    servers = (*make_servers(settings), *_found(settings))
+    if not servers and settings.server.find:
+        return Finding("servers", "warning", "no inference server was found on the usual ports of 127.0.0.1", _CURE)
     if not servers:
         return Finding("servers", "skipped", "no inference server is set (server.url)")
     read = [_read(server) for server in servers]
@@ -31,6 +33,15 @@ def check_servers(settings: Settings) -> Finding:
         if "warning" in outcomes
         else Finding("servers", "ok", told)
     )
+
+
+def _found(settings: Settings) -> tuple[Server, ...]:
+    """Look for servers as the agent does, once."""
+    finder = make_finder(settings)
+    if finder is None:
+        return ()
+    finder.read(time.time_ns())
+    return tuple(finder.found)
 
 
 def _read(server: Server) -> tuple[str, str]:

@@ -8,12 +8,11 @@ Format: https://prometheus.io/docs/instrumenting/exposition_formats/
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
-from itertools import pairwise
 from math import inf, isfinite
-from typing import NamedTuple
+from operator import sub
+from typing import Any, NamedTuple
 
 from otelperf.readings import Buckets
 
@@ -28,6 +27,10 @@ _LINE = re.compile(
 _LABEL = re.compile(rf"[ \t]*+([a-zA-Z_][a-zA-Z0-9_]*+)[ \t]*+=[ \t]*+({_QUOTED})[ \t]*+(?:,[ \t]*+|$)")
 _NAME_END = re.compile(r"[{ \t]")
 _ESCAPE = re.compile(r"\\(.)")
+_KNOWN = 6 * 2**20  # bytes of lines that are remembered, about
+_PLACE = 600  # bytes that one takes besides its text
+_TRUSTED = 11  # pages that are read by the places of the lines alone, between two that are read whole
+_COUNTABLE = 2.0**53  # a larger count is none, and OTLP could not carry it
 _UNESCAPED = {"n": "\n", "\\": "\\", '"': '"'}
 
 
@@ -47,63 +50,150 @@ class Page(NamedTuple):
     first_malformed: str
 
 
-def histograms(samples: Iterable[Sample], series: str) -> list[tuple[Mapping[str, str], Buckets]]:
-    """Put the lines of histogram *series* together, by labels; one with a part missing or counts that fall is left out."""
-    found: dict[frozenset[tuple[str, str]], tuple[dict[float, float], dict[str, float]]] = {}
-    for sample in samples:
-        labels = {name: value for name, value in sample.labels.items() if name != "le"}
-        running, totals = found.setdefault(frozenset(labels.items()), ({}, {}))
-        if sample.name == f"{series}_bucket":
-            with suppress(KeyError, ValueError):
-                running[float(sample.labels["le"])] = sample.value
-        elif sample.name.startswith(series):
-            totals[sample.name.removeprefix(series)] = sample.value
-    whole = ((dict(labels), _buckets(running, totals)) for labels, (running, totals) in found.items())
-    return [(labels, buckets) for labels, buckets in whole if buckets is not None]
+class Place:
+    """A line's name and labels: the same object for the same line of each page. *memo* is its user's, for what they mean."""
+
+    __slots__ = ("labels", "memo", "name")
+
+    def __init__(self, name: str, labels: Mapping[str, str]) -> None:
+        self.name = name
+        self.labels = labels
+        self.memo: dict[Any, Any] = {}
 
 
-def _buckets(running: Mapping[float, float], totals: Mapping[str, float]) -> Buckets | None:
+Lines = dict[str, list[tuple[Place, float]]]
+
+
+class Found(NamedTuple):
+    """The wanted lines with their values by series, how many wanted lines could not be read, and the first of those."""
+
+    lines: Lines
+    malformed: int
+    first_malformed: str
+
+
+class Reader:
+    """Reads a server's pages, one after the other: they repeat all but the values.
+
+    So names and labels are taken apart once. And in a page of as many lines as the last, where each wanted line is where it was,
+    the others are not looked at; every twelfth page is read whole all the same.
+    """
+
+    def __init__(self, wanted: AbstractSet[str]) -> None:
+        self._wanted = wanted
+        self._places: dict[str, Place] = {}
+        self._known = 0
+        # By series, each line: its number, how it begins, how long that is.
+        self._layout: dict[str, list[tuple[int, str, int, Place]]] = {}
+        self._count = 0
+        self._trust = 0
+
+    def read(self, text: str) -> Found:
+        """Read the lines whose metric is wanted; the others are not looked at further. Never raises."""
+        texts = text.split("\n")
+        if self._trust and len(texts) == self._count:
+            self._trust -= 1
+            lines = self._as_before(texts)
+            if lines is not None:
+                return Found(lines, 0, "")
+        found, plain = self._whole(texts)
+        self._count, self._trust = len(texts), _TRUSTED if plain else 0
+        return found
+
+    def _as_before(self, texts: list[str]) -> Lines | None:
+        """Read the page by the last one's layout; None where it has another."""
+        found: Lines = {}
+        for series, layout in self._layout.items():
+            found[series] = values = []
+            for number, start, length, place in layout:
+                text = texts[number]
+                value = text[length:]
+                # As in _number, without the call.
+                if not text.startswith(start) or "_" in value or not value.isascii():
+                    return None
+                try:
+                    values.append((place, float(value)))
+                except ValueError:
+                    return None
+        return found
+
+    def _whole(self, texts: list[str]) -> tuple[Found, bool]:
+        """Read the page and learn its layout; say as well whether all its wanted lines have a place in that."""
+        lines: Lines = {}
+        malformed, first, odd = 0, "", False
+        places, wanted = self._places, self._wanted
+        layout = self._layout = {}
+        for number, line in enumerate(texts):
+            head, _, value = line.rpartition(" ")
+            place = places.get(head)
+            if place is None or (read := _number(value)) is None:
+                line = line.strip()  # noqa: PLW2901 # blanks around a line mean nothing
+                if line[:1] == "#":
+                    continue
+                end = _NAME_END.search(line)
+                if (line[: end.start()] if end else line) not in wanted:
+                    continue
+                found = self._take_apart(line)
+                if found is None:
+                    malformed += 1
+                    first = first or line[:120]
+                    continue
+                place, read = found
+            lines.setdefault(place.name, []).append((place, read))
+            if places.get(head) is place:
+                layout.setdefault(place.name, []).append((number, head + " ", len(head) + 1, place))
+            else:  # with a time or an exemplar, the value is not its end
+                odd = True
+        return Found(lines, malformed, first), bool(layout) and not (malformed or odd)
+
+    def _take_apart(self, line: str) -> tuple[Place, float] | None:
+        match = _LINE.fullmatch(line)
+        if match is None:
+            return None
+        name, labels_text, value_text = match.groups()
+        labels, value = _labels(labels_text or ""), _number(value_text)
+        if labels is None or value is None:
+            return None
+        place = Place(name, labels)
+        # What is known by its head must be all of the line but the value: no time, no exemplar, one blank.
+        if line == f"{line[: match.start(3) - 1]} {value_text}":
+            head = line[: match.start(3) - 1]
+            self._known += len(head) + _PLACE
+            if self._known > _KNOWN:  # a server that invents labels must not fill our memory
+                self._places.clear()
+                self._known = len(head) + _PLACE
+            self._places[head] = place
+        return place, value
+
+
+def as_buckets(running: Mapping[float, float], total: float | None) -> Buckets | None:
+    """Make a histogram of its running counts by upper bound and its sum; None where it has no end, no sum or falls."""
     bounds = sorted(running)
-    if not bounds or bounds[-1] != inf or not {"_sum", "_count"} <= totals.keys():
+    if not bounds or bounds[-1] != inf or total is None:
         return None
     levels = [running[bound] for bound in bounds]
-    if not all(isfinite(level) for level in levels):
+    if not isfinite(sum(levels)) or max(levels) >= _COUNTABLE:
         return None
-    counts = tuple(int(after - before) for before, after in pairwise([0.0, *levels]))
+    whole = list(map(int, levels))
+    counts = (whole[0], *map(sub, whole[1:], whole))
     if min(counts) < 0:
         return None
-    return Buckets(sum(counts), totals["_sum"], tuple(bounds[:-1]), counts)
+    return Buckets(whole[-1], total, tuple(bounds[:-1]), counts)
 
 
 def parse(text: str, wanted: AbstractSet[str]) -> Page:
-    """Read the lines whose metric is *wanted*; the others are not looked at further. Never raises."""
-    samples: list[Sample] = []
-    malformed, first = 0, ""
-    for line in text.split("\n"):
-        line = line.strip()  # noqa: PLW2901 # blanks around a line mean nothing
-        end = _NAME_END.search(line)
-        if (line[: end.start()] if end else line) not in wanted:
-            continue
-        sample = _sample(line)
-        if sample is None:
-            malformed += 1
-            first = first or line[:120]
-        else:
-            samples.append(sample)
-    return Page(samples, malformed, first)
+    """Read one page. Never raises."""
+    found = Reader(wanted).read(text)
+    samples = [Sample(place.name, place.labels, value) for lines in found.lines.values() for place, value in lines]
+    return Page(samples, found.malformed, found.first_malformed)
 
 
-def _sample(line: str) -> Sample | None:
-    match = _LINE.fullmatch(line)
-    if match is None:
-        return None
-    name, labels_text, value_text = match.groups()
-    labels = _labels(labels_text or "")
+def _number(text: str) -> float | None:
     # float() takes 1_000 and digits of other scripts, the format does not.
-    if labels is None or "_" in value_text or not value_text.isascii():
+    if "_" in text or not text.isascii():
         return None
     try:
-        return Sample(name, labels, float(value_text))
+        return float(text)
     except ValueError:
         return None
 

@@ -7,24 +7,31 @@ so the mean since the last reading comes from differences.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Any
 
 from otelperf.readings import Attributes, Reading
 from otelperf.sources.engines.engine import (
-    REQUEST_STATE,
+    ACTIVE,
+    INPUT,
+    OUTPUT,
+    RUNNING,
     THROUGHPUT,
-    TOKEN_TYPE,
     TOKENS,
+    WAITING,
     WORKER_ID,
     WORKER_STATE,
     Engine,
     Facts,
     JsonPage,
     Moment,
+    Of,
+    Print,
+    Rate,
+    Ratio,
+    Sum,
     Take,
-    grown,
-    whole,
 )
 
 _PROMPT = "llamacpp:prompt_tokens_total"
@@ -32,12 +39,9 @@ _CACHED = "llamacpp:prompt_tokens_cached_total"
 _PREDICTED = "llamacpp:tokens_predicted_total"
 _DECODES = "llamacpp:n_decode_total"
 _BUSY = "llamacpp:n_busy_slots_per_decode"
-_INPUT: Attributes = {TOKEN_TYPE: "input"}
-_OUTPUT: Attributes = {TOKEN_TYPE: "output"}
 _WORKERS = 256  # slots told apart at most
 _LARGEST = 2**53  # no count of slots or tokens is near it
 _LONGEST_NAME = 200  # characters of a model's name: whoever starts the server chooses it
-_SECOND = 1e9
 
 
 def facts(props: Any) -> Facts:
@@ -78,35 +82,15 @@ def slots(page: Any, known: Facts) -> list[Reading]:
 
 
 def derive(before: Moment | None, now: Moment, known: Facts) -> list[Reading]:
-    """Make tokens a second, batch sizes and cache queries of two scrapes."""
-    readings = _cache(now)
+    """Make batch sizes of two scrapes."""
     limit = known.numbers.get("slots")
-    if limit:
-        readings.append(Reading("otelperf.server.batch.limit", int(limit)))
-    if before is None:
-        return readings
-    seconds = (now.time - before.time) / _SECOND
-    for series, attributes in ((_PROMPT, _INPUT), (_PREDICTED, _OUTPUT)):
-        tokens = grown(before, now, series)
-        if tokens is not None and seconds > 0:
-            readings.append(Reading(THROUGHPUT, tokens / seconds, attributes))
-    size = _batch_size(before, now)
+    readings = [Reading("otelperf.server.batch.limit", int(limit))] if limit else []
+    size = _batch_size(before, now) if before else None
     if size is not None:
         readings.append(Reading("otelperf.server.batch.size", size))
         if limit:
             readings.append(Reading("otelperf.server.batch.utilization", size / limit))
     return readings
-
-
-def _cache(now: Moment) -> list[Reading]:
-    """Prompt tokens are either found in the cache or processed: together they are what was looked up."""
-    processed, cached = now.values.get(_PROMPT), now.values.get(_CACHED)
-    if processed is None or cached is None:
-        return []
-    return [
-        Reading("otelperf.server.prefix_cache.queries", whole(processed + cached)),
-        Reading("otelperf.server.prefix_cache.hits", whole(cached)),
-    ]
 
 
 def _batch_size(before: Moment, now: Moment) -> float | None:
@@ -134,17 +118,33 @@ def _is_number(value: Any) -> bool:
 LLAMACPP = Engine(
     name="llama.cpp",
     metrics_path="/metrics",
-    takes=(
-        Take(_PROMPT, TOKENS, _INPUT),
-        Take(_PREDICTED, TOKENS, _OUTPUT),
-        Take("llamacpp:prompt_seconds_total", "otelperf.server.processing.time", _INPUT),
-        Take("llamacpp:tokens_predicted_seconds_total", "otelperf.server.processing.time", _OUTPUT),
-        Take("llamacpp:requests_processing", "otelperf.server.active_requests", {REQUEST_STATE: "running"}),
-        Take("llamacpp:requests_deferred", "otelperf.server.active_requests", {REQUEST_STATE: "waiting"}),
+    prints=(
+        Print("/metrics", re.compile(rb"^llamacpp:", re.MULTILINE)),
+        Print("/props", re.compile(rb'"total_slots"')),  # where metrics are off
+    ),
+    ports=(8080,),
+    items=(
+        Take(_PROMPT, TOKENS, INPUT),
+        Take(_PREDICTED, TOKENS, OUTPUT),
+        Take("llamacpp:prompt_seconds_total", "otelperf.server.processing.time", INPUT),
+        Take("llamacpp:tokens_predicted_seconds_total", "otelperf.server.processing.time", OUTPUT),
+        Take("llamacpp:requests_processing", ACTIVE, RUNNING),
+        Take("llamacpp:requests_deferred", ACTIVE, WAITING),
         Take("llamacpp:spec_decode_num_draft_tokens_total", "otelperf.server.speculative.drafted"),
         Take("llamacpp:spec_decode_num_accepted_tokens_total", "otelperf.server.speculative.accepted"),
+        # Prompt tokens are either found in the cache or processed: together they are what was looked up.
+        Sum("otelperf.server.prefix_cache.queries", (Of(_PROMPT), Of(_CACHED))),
+        Take(_CACHED, "otelperf.server.prefix_cache.hits"),
+        Ratio("otelperf.server.prefix_cache.hit_ratio", (Of(_CACHED),), (Of(_PROMPT), Of(_CACHED))),
+        Ratio(
+            "otelperf.server.speculative.acceptance_ratio",
+            (Of("llamacpp:spec_decode_num_accepted_tokens_total"),),
+            (Of("llamacpp:spec_decode_num_draft_tokens_total"),),
+        ),
+        Rate(THROUGHPUT, Of(_PROMPT), INPUT),
+        Rate(THROUGHPUT, Of(_PREDICTED), OUTPUT),
     ),
-    also=(_CACHED, _DECODES, _BUSY),
+    also=(_DECODES, _BUSY),
     counters=(_PROMPT, _PREDICTED, _DECODES),
     off={
         401: "it asks for an API key, which otelperf does not send",

@@ -3,44 +3,68 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from math import isfinite
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from otelperf.connection import Answer, Connection, HttpError, Unreachable, without_login
 from otelperf.errors import SourceFailed, SourceFlawed
-from otelperf.readings import Attribute, Attributes, Buckets, Reading
-from otelperf.sources.engines.engine import MODEL, WORKER_STATE, Engine, Facts, Moment, Take, whole
-from otelperf.sources.engines.exposition import Sample, histograms, parse
+from otelperf.readings import Attribute, Attributes, Reading
+from otelperf.sources.engines.engine import MODEL, WORKER_STATE, Engine, Facts, JsonPage, Moment
+from otelperf.sources.engines.exposition import Lines, Reader
+from otelperf.sources.engines.mapping import Mapper
+from otelperf.sources.engines.recognise import recognise
 
 _FACTS_EVERY = 60_000_000_000  # ns; a model can be swapped by a restart that no scrape saw
 _UP = "otelperf.server.up"
-_HEADERS = {"Accept-Encoding": "identity", "User-Agent": "otelperf"}
+HEADERS = {"Accept-Encoding": "identity", "User-Agent": "otelperf"}
 _OK = 200
-_UNAVAILABLE = 503
+UNAVAILABLE = 503
+_REMEMBERED = 10_000  # attribute sets
+_FAR = 1e10  # s since 1970: no process starts later, and OTLP's nanoseconds end soon after
 
 
 class Server:
-    """The server at *url*. *timeout* (s) bounds each of its pages, *max_page* (bytes) their size."""
+    """The server at *url*. *timeout* (s) bounds each of its pages, *max_page* (bytes) their size.
+
+    With *engines* it is whichever of them its pages look like, and looked at anew when they no longer do; *engine* is then what
+    it is known to be already. Its entity is the URL until it is known, and changes when another server takes its place.
+    """
 
     blocking = True
 
-    def __init__(self, url: str, engine: Engine, *, timeout: float = 2.0, max_page: int = 4 * 2**20) -> None:
+    def __init__(
+        self,
+        url: str,
+        engine: Engine | None,
+        *,
+        engines: Sequence[Engine] = (),
+        timeout: float = 2.0,
+        max_page: int = 4 * 2**20,
+    ) -> None:
         self.url, login = without_login(url)
-        self.name = self.entity = f"{engine.name} {self.url}"
-        self.engine = engine
-        self._headers = {**_HEADERS, **login}
+        self._engines = engines
+        self.name = f"{engine.name} {self.url}" if engine and not engines else f"server {self.url}"
+        self._headers = {**HEADERS, **login}
         self.up = False  # as of the last whole read: read from other threads
         self._broken = False
         self._connection = Connection(self.url)
         self._base = self._connection.path.rstrip("/")
         self._timeout = timeout
         self._max_page = max_page
-        self._wanted = engine.wanted()
+        self._doubted = False
+        self._become(engine)
+
+    def _become(self, engine: Engine | None) -> None:
+        """Take the server for *engine*, of which nothing is known yet."""
+        self.engine = engine
+        self.entity = f"{engine.name} {self.url}" if engine else self.url
         self._before: Moment | None = None
         self._facts = Facts()
         self._facts_time = 0
-        self._attributes: dict[tuple[Any, ...], Attributes] = {}
+        self._attributes: dict[tuple[int, str], tuple[Attributes, Attributes]] = {}
+        if engine is not None:
+            self._reader = Reader(engine.wanted())
+            self._mapper = Mapper(engine)
 
     def close(self) -> None:
         """Close the connection."""
@@ -52,30 +76,23 @@ class Server:
         A server that refuses the connection or loads is down: nothing but that is read. One that hangs or breaks off may be
         busy: it is down, and what was read before stays at its old time, to end only if the silence lasts.
         """
-        try:
-            answer = self._get(self.engine.metrics_path)
-        except Unreachable as error:
-            self._down(str(error))
-        except HttpError as error:
-            self.up = False
-            self._facts_time = 0  # it may be about to be replaced
-            raise SourceFailed(str(error), [Reading(_UP, 0)]) from error
-        if answer.status == _UNAVAILABLE:
-            self._down(f"{self.url} is not ready: HTTP 503 {_start(answer)}")
+        engine = self._recognised() if self.engine is None or self._doubted else self.engine
         troubles: list[str] = []
         self._broken = False
-        samples = self._samples(answer, troubles)
-        moment = _moment(now, samples)
-        if self._restarted(moment):
+        lines = self._lines(engine, troubles)
+        moment = _moment(now, lines)
+        start = _started(engine, lines)
+        if self._restarted(engine, moment):
             self._facts_time = 0
-        self._learn(now, troubles)
-        readings = self._metrics(samples, moment)
-        for page in self.engine.pages:
-            readings += self._json_readings(
-                page.path, lambda content, read=page.readings: read(content, self._facts), troubles
-            )
+        self._learn(engine, now, troubles)
+        readings = self._metrics(engine, lines, moment, start, troubles)
+        for page in engine.pages:
+            if not (page.instead and readings):
+                readings += self._page(engine, page, troubles)
         if not readings:
-            self._down("; ".join(troubles) or f"{self.url} tells nothing that {self.engine.name} would")
+            self._doubted = bool(self._engines)  # another server may have taken its place
+            self._down("; ".join(troubles) or f"{self.url} tells nothing that {engine.name} would")
+        readings += engine.facts_readings(self._facts)
         self.up = True
         readings = [Reading(_UP, 1), *(self._with_model(reading) for reading in _distinct(readings, troubles))]
         if troubles:
@@ -83,9 +100,26 @@ class Server:
             raise (SourceFailed if self._broken else SourceFlawed)("; ".join(troubles), readings)
         return readings
 
+    def _recognised(self) -> Engine:
+        try:
+            found = recognise(self._get, self._engines)
+        except Unreachable as error:
+            self._down(str(error))
+        except HttpError as error:
+            self.up = False
+            raise SourceFailed(str(error), [Reading(_UP, 0)]) from error
+        if found.engine is None:
+            self._down(f"{self.url} is not recognised as an inference server: {found.told}")
+        self._doubted = False
+        if found.engine is not self.engine:
+            self._become(found.engine)
+        return found.engine
+
     def _down(self, message: str) -> NoReturn:
         self.up = False
         self._before, self._facts, self._facts_time = None, Facts(), 0  # its successor may be another
+        if self.engine:
+            self._mapper.forget()
         raise SourceFlawed(message, [Reading(_UP, 0)])
 
     def _get(self, path: str) -> Answer:
@@ -97,109 +131,126 @@ class Server:
             raise HttpError(msg)
         return answer
 
-    def _samples(self, answer: Answer, troubles: list[str]) -> list[Sample]:
-        where = f"{self.url}{self.engine.metrics_path}"
+    def _lines(self, engine: Engine, troubles: list[str]) -> Lines:
+        """Read the metrics page, the wanted lines by series."""
+        if not engine.metrics_path:
+            return {}
+        try:
+            answer = self._get(engine.metrics_path)
+        except Unreachable as error:
+            self._down(str(error))
+        except HttpError as error:
+            self.up = False
+            self._facts_time = 0  # it may be about to be replaced
+            raise SourceFailed(str(error), [Reading(_UP, 0)]) from error
+        if answer.status == UNAVAILABLE:
+            self._down(f"{self.url} is not ready: HTTP 503 {_start(answer)}")
+        where = f"{self.url}{engine.metrics_path}"
         if answer.status != _OK:
             troubles.append(
-                f"{where} answered HTTP {answer.status}: {self.engine.off.get(answer.status, 'is it the page?')}"
+                f"{where} answered HTTP {answer.status}: {engine.off.get(answer.status, 'is it the page?')}"
             )
-            return []
-        page = parse(answer.body.decode("utf-8", "replace"), self._wanted)
+            return {}
+        page = self._reader.read(answer.body.decode("utf-8", "replace"))
         if page.malformed:
             troubles.append(f"{page.malformed} malformed lines, the first: {page.first_malformed!r}")
-        if not page.samples:
-            troubles.append(f"{where} has no series of {self.engine.name}; it begins {_start(answer)!r}")
-        return page.samples
+        if not page.lines or not _is_of(engine, answer.body):
+            troubles.append(f"{where} has no series of {engine.name}; it begins {_start(answer)!r}")
+            return {}
+        return page.lines
 
-    def _restarted(self, now: Moment) -> bool:
-        """Say whether a counter fell: the server came back between two scrapes, perhaps with another model."""
+    def _restarted(self, engine: Engine, now: Moment) -> bool:
+        """Say whether a counter fell or the process is another: it came back between two scrapes, perhaps with another model."""
         before = self._before.values if self._before else {}
-        return any(
-            now.values[name] < before[name] for name in self.engine.counters if name in before and name in now.values
-        )
+        if engine.started and before.get(engine.started) != now.values.get(engine.started):
+            return True
+        return any(now.values[name] < before[name] for name in engine.counters if name in before and name in now.values)
 
-    def _metrics(self, samples: list[Sample], moment: Moment) -> list[Reading]:
-        if not samples:
+    def _metrics(
+        self, engine: Engine, lines: Lines, moment: Moment, start: int | None, troubles: list[str]
+    ) -> list[Reading]:
+        if not lines:
             return []
-        readings = [*self._taken(samples), *self.engine.derive(self._before, moment, self._facts)]
+        readings = self._mapper.readings(moment.time, lines, start, troubles)
+        readings += engine.derive(self._before, moment, self._facts)
         self._before = moment
         return readings
 
-    def _learn(self, now: int, troubles: list[str]) -> None:
-        if self._facts_time and now - self._facts_time < _FACTS_EVERY:
+    def _learn(self, engine: Engine, now: int, troubles: list[str]) -> None:
+        if not engine.facts_path or (self._facts_time and now - self._facts_time < _FACTS_EVERY):
             return
 
         def learn(content: Any) -> list[Reading]:
-            self._facts = self.engine.facts(content)
+            self._facts = engine.facts(content)
             self._facts_time = now
             return []
 
-        self._json_readings(self.engine.facts_path, learn, troubles)
+        before = self._facts_time
+        self._json_readings(engine, engine.facts_path, learn, troubles, engine.facts_quiet)
+        if self._facts_time == before and engine.facts_quiet:
+            self._facts_time = now  # asked often enough
 
-    def _json_readings(self, path: str, read: Any, troubles: list[str]) -> list[Reading]:
+    def _page(self, engine: Engine, page: JsonPage, troubles: list[str]) -> list[Reading]:
+        return self._json_readings(
+            engine, page.path, lambda content: page.readings(content, self._facts), troubles, page.quiet
+        )
+
+    def _json_readings(
+        self,
+        engine: Engine,
+        path: str,
+        read: Callable[[Any], list[Reading]],
+        troubles: list[str],
+        quiet: Sequence[int] = (),
+    ) -> list[Reading]:
         """Read a JSON page; one that is missing or odd is told and does not lose the others."""
         try:
             answer = self._get(path)
             if answer.status != _OK:
-                troubles.append(f"{self.url}{path} answered HTTP {answer.status}")
+                if answer.status not in quiet:
+                    troubles.append(f"{self.url}{path} answered HTTP {answer.status}")
                 return []
-            found: list[Reading] = read(json.loads(answer.body))
+            found = read(json.loads(answer.body))
         except HttpError as error:
             self._broken = True
             troubles.append(str(error))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-            troubles.append(f"{self.url}{path} is not what {self.engine.name} answers: {type(error).__name__} {error}")
+            troubles.append(f"{self.url}{path} is not what {engine.name} answers: {type(error).__name__} {error}")
         else:
             return found
         return []
 
-    def _taken(self, samples: list[Sample]) -> list[Reading]:
-        by_series: dict[str, list[Sample]] = {}
-        for sample in samples:
-            by_series.setdefault(sample.name, []).append(sample)
-        started = by_series.get(self.engine.started or "", [])
-        start = int(started[0].value * 1e9) if started and isfinite(started[0].value) else None
-        readings = []
-        for take in self.engine.takes:
-            for labels, value in _values(take, by_series):
-                more = {new: labels.get(old, "") for old, new in take.labels.items()}
-                readings.append(Reading(take.metric, value, self._attributes_of(take.attributes, more), start))
-        return readings
-
     def _with_model(self, reading: Reading) -> Reading:
         """Add the model; a worker's state belongs to the worker, whatever it serves."""
-        model = self._facts.model
-        if model is None or WORKER_STATE in reading.attributes:
+        model, attributes = self._facts.model, reading.attributes
+        if model is None or WORKER_STATE in attributes or MODEL in attributes:
             return reading
-        return reading._replace(attributes=self._attributes_of(reading.attributes, {MODEL: model}))
-
-    def _attributes_of(self, fixed: Attributes, more: Mapping[str, str]) -> Attributes:
-        """Return the same mapping for the same attributes each time: that makes the gate cheap."""
-        if not more:
-            return fixed
-        key = (*fixed.items(), *more.items())
-        found = self._attributes.get(key)
-        if found is None:
-            if len(self._attributes) > 10_000:  # a server that invents labels must not fill our memory
+        key = (id(attributes), model)
+        known = self._attributes.get(key)
+        if known is None or known[0] is not attributes:
+            if len(self._attributes) > _REMEMBERED:
                 self._attributes.clear()
-            found = self._attributes[key] = {**fixed, **more}
-        return found
+            known = self._attributes[key] = (attributes, {**attributes, MODEL: model})
+        return reading._replace(attributes=known[1])
 
 
-def _values(take: Take, by_series: Mapping[str, list[Sample]]) -> list[tuple[Mapping[str, str], float | Buckets]]:
-    """Return what the series says, by its labels."""
-    if take.histogram:
-        parts = [s for part in ("_bucket", "_sum", "_count") for s in by_series.get(take.series + part, ())]
-        return [(labels, buckets) for labels, buckets in histograms(parts, take.series)]
-    return [(sample.labels, whole(sample.value)) for sample in by_series.get(take.series, ())]
+def _is_of(engine: Engine, page: bytes) -> bool:
+    """Say whether the metrics page has the engine's fingerprint: series of the process and of HTTP are in many servers' pages."""
+    marks = [mark.pattern for mark in engine.prints if mark.path == engine.metrics_path]
+    return not marks or any(mark.search(page) for mark in marks)
 
 
-def _moment(now: int, samples: list[Sample]) -> Moment:
+def _moment(now: int, lines: Lines) -> Moment:
     """Sum each series over its labels: engines of one server count together."""
-    values: dict[str, float] = {}
-    for sample in samples:
-        values[sample.name] = values.get(sample.name, 0.0) + sample.value
-    return Moment(now, values)
+    return Moment(
+        now, {name: sum(value for _, value in found) for name, found in lines.items() if not name.endswith("_bucket")}
+    )
+
+
+def _started(engine: Engine, lines: Lines) -> int | None:
+    """Return when the server's process started, if it says so (Unix ns)."""
+    found = lines.get(engine.started or "")
+    return int(found[0][1] * 1e9) if found and 0 < found[0][1] < _FAR else None
 
 
 def _distinct(readings: list[Reading], troubles: list[str]) -> list[Reading]:

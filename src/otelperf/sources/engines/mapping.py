@@ -1,0 +1,288 @@
+"""A map at work: from the lines of a metrics page to readings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import isfinite
+from typing import Any, assert_never
+
+from otelperf.readings import Attributes, Buckets, Reading
+from otelperf.sources.engines.engine import (
+    WORKER_ID,
+    WORKER_STATE,
+    Engine,
+    Item,
+    Names,
+    Of,
+    Rate,
+    Ratio,
+    States,
+    Sum,
+    Take,
+    names_of,
+    whole,
+)
+from otelperf.sources.engines.exposition import Lines, Place, as_buckets
+
+_SECOND = 1e9
+_STREAMS = 256  # streams of one item at most: labels whose values users choose must not become series without end
+_LONGEST = 200  # characters of a label's value
+_REMEMBERED = 10_000  # attribute sets
+_COUNTABLE = 2**53
+
+_Amounts = dict[tuple[tuple[str, str], ...], float]  # by what the labels became
+
+
+class Mapper:
+    """Turns one server's pages, one after the other, into readings by its map."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._attributes: dict[tuple[Any, ...], Attributes] = {}
+        self._cells: dict[tuple[int, frozenset[tuple[str, str]]], _Cell] = {}
+        self._before: dict[int, _Amounts] = {}  # by the identity of an Of
+        self._time = 0
+
+    def forget(self) -> None:
+        """Count growth anew: the next page may be another server's."""
+        self._before, self._time = {}, 0
+
+    def readings(self, now: int, lines: Lines, start: int | None, troubles: list[str]) -> list[Reading]:
+        """Return what the items make of the page read at *now*; *start* (Unix ns) is the counters'. Troubles are added in words."""
+        page = _Page(self._engine, lines)
+        seconds = (now - self._time) / _SECOND if self._time else 0.0
+        found: list[Reading] = []
+        for item in self._engine.items:
+            made = self._made(item, page, seconds, start)
+            if len(made) > _STREAMS and not (isinstance(item, Take) and item.combine == "first"):
+                troubles.append(f"{len(made)} series of {made[0].name}, {_STREAMS} at most are taken")
+                made = made[:_STREAMS]
+            found += made
+        self._before, self._time = {id(of): page.amounts(of) for of in self._growing()}, now
+        return found
+
+    def _growing(self) -> Iterable[Of]:
+        for item in self._engine.items:
+            if isinstance(item, Rate):
+                yield item.of
+            elif isinstance(item, Ratio) and item.growth:
+                yield from (*item.part, *item.whole)
+
+    def _made(self, item: Item, page: _Page, seconds: float, start: int | None) -> list[Reading]:
+        match item:
+            case Take():
+                return self._histograms(item, page, start) if item.histogram else self._taken(item, page, start)
+            case Sum():
+                total = _added(page.amounts(of) for of in item.parts)
+                return self._each(item, {key: whole(value * item.scale) for key, value in total.items()}, start)
+            case Rate():
+                grown = self._grown((item.of,), page) if seconds > 0 else {}
+                return self._each(item, {key: value / seconds for key, value in grown.items()})
+            case Ratio():
+                sides = self._grown if item.growth else _standing
+                part, base = sides(item.part, page), sides(item.whole, page)
+                return self._each(item, {key: part[key] / base[key] for key in part if base.get(key, 0.0) > 0})
+            case States():
+                return self._states(item, page)
+        assert_never(item)
+
+    def _each(self, item: Sum | Rate | Ratio, values: _Amounts, start: int | None = None) -> list[Reading]:
+        return [
+            Reading(item.metric, value, self._attributes_of(item.attributes, key), start)
+            for key, value in values.items()
+            if isfinite(value)  # numbers added up may be none
+        ]
+
+    def _grown(self, parts: tuple[Of, ...], page: _Page) -> _Amounts:
+        """What the parts grew by together; after a restart, what they counted since."""
+        return _added(_growth(self._before.get(id(of), {}), page.amounts(of)) for of in parts)
+
+    def _taken(self, take: Take, page: _Page, start: int | None) -> list[Reading]:
+        found: list[Reading] = []
+        of: dict[int, int] = {}  # attribute sets are the same object each time
+        lines = page.lines(take.series)
+        for place, read in lines:
+            try:
+                attributes = place.memo[id(take)]  # the map outlives the line
+            except KeyError:
+                attributes = place.memo[id(take)] = self._place(take, place.labels)
+            if attributes is None:
+                continue
+            value = _number_in(place, take.number) if take.number else read
+            if value is None:
+                continue
+            value = whole(value * take.scale)
+            if take.combine == "first" or (at := of.setdefault(id(attributes), len(found))) == len(found):
+                found.append(Reading(take.metric, value, attributes, start))
+            else:
+                old = found[at].value
+                joined = max(old, value) if take.combine == "max" else whole(float(old) + value)  # type: ignore[type-var,arg-type] # numbers both
+                found[at] = found[at]._replace(value=joined)
+        if take.zero and lines and not found:
+            found.append(Reading(take.metric, 0, take.attributes, start))
+        return found
+
+    def _histograms(self, take: Take, page: _Page, start: int | None) -> list[Reading]:
+        series = page.chosen(take.series, "_bucket")
+        cells: list[_Cell] = []
+        take_id = id(take)
+        for part in ("_bucket", "_sum"):
+            for place, value in page.lines(series + part):
+                known = place.memo.get(take_id)
+                if known is None:
+                    known = place.memo[take_id] = self._cell(take, place, part)
+                cell, bound = known
+                if cell is not None:
+                    if not cell.values:
+                        cells.append(cell)
+                    cell.values[bound] = value
+        found: dict[int, Reading] = {}
+        for cell in cells:
+            total = cell.values.pop(None, None)
+            buckets = as_buckets(cell.values, None if total is None else total * take.scale)  # type: ignore[arg-type] # no None is left
+            cell.values.clear()
+            if buckets is None:
+                continue
+            whose = id(cell.attributes)
+            reading = found.setdefault(whose, Reading(take.metric, buckets, cell.attributes, start))
+            if take.combine == "sum" and reading.value is not buckets:
+                found[whose] = reading._replace(value=_together(reading.value, buckets))
+        return list(found.values())
+
+    def _cell(self, take: Take, place: Place, part: str) -> tuple[_Cell | None, float | None]:
+        """Return where a histogram's line is put, and its upper bound, None for its sum."""
+        bound = _bound(place.labels.get("le", "")) * take.scale if part == "_bucket" else None
+        attributes = self._place(take, place.labels)
+        if attributes is None or bound != bound:  # NaN is no bound
+            return None, None
+        key = (id(take), frozenset(item for item in place.labels.items() if item[0] != "le"))
+        cell = self._cells.get(key)
+        if cell is None:
+            if len(self._cells) > _REMEMBERED:
+                self._cells.clear()
+            cell = self._cells[key] = _Cell(attributes)
+        return cell, bound
+
+    def _states(self, item: States, page: _Page) -> list[Reading]:
+        asleep = page.amounts(item.sleeping) if item.sleeping else {}
+        known = (
+            ("active", "idle", "sleeping") if item.sleeping and page.lines(item.sleeping.series) else ("active", "idle")
+        )
+        found: list[Reading] = []
+        name = self._engine.labels.get(item.worker, "")
+        for key, running in list(page.amounts(item.running).items())[:_STREAMS]:
+            state = "sleeping" if asleep.get(key, 0.0) > 0 else "active" if running > 0 else "idle"
+            worker = {WORKER_ID: dict(key)[name]} if name in dict(key) else {}
+            found += [
+                Reading(
+                    "otelperf.worker.state", int(state == each), self._attributes_of(worker, ((WORKER_STATE, each),))
+                )
+                for each in known
+            ]
+        return found
+
+    def _place(self, take: Take, labels: Mapping[str, str]) -> Attributes | None:
+        """Return the attributes of a line's readings, None where the item does not want it."""
+        if not _fits(take.only, labels):
+            return None
+        return self._attributes_of(take.attributes, _named(labels, {**self._engine.labels, **take.labels}))
+
+    def _attributes_of(self, fixed: Attributes, more: tuple[tuple[str, str], ...]) -> Attributes:
+        """Return the same mapping for the same attributes each time: that makes the gate cheap."""
+        if not more:
+            return fixed
+        key = (*fixed.items(), *more)
+        found = self._attributes.get(key)
+        if found is None:
+            if len(self._attributes) > _REMEMBERED:  # a server that invents labels must not fill our memory
+                self._attributes.clear()
+            found = self._attributes[key] = {**fixed, **dict(more)}
+        return found
+
+
+class _Cell:
+    """The lines of one histogram, by upper bound; the sum is under None."""
+
+    __slots__ = ("attributes", "values")
+
+    def __init__(self, attributes: Attributes) -> None:
+        self.attributes = attributes
+        self.values: dict[float | None, float] = {}
+
+
+class _Page:
+    """The lines of one page, by series."""
+
+    def __init__(self, engine: Engine, lines: Lines) -> None:
+        self._lines = lines
+        self._labels = engine.labels
+        self._amounts: dict[int, _Amounts] = {}
+
+    def chosen(self, names: Names, part: str = "") -> str:
+        """Return the first name that the page has, the last if it has none."""
+        several = names_of(names)
+        return next((name for name in several if name + part in self._lines), several[-1])
+
+    def lines(self, names: Names) -> list[tuple[Place, float]]:
+        return self._lines.get(self.chosen(names), [])
+
+    def amounts(self, of: Of) -> _Amounts:
+        """Add up what fits, by what the engine's labels become."""
+        found = self._amounts.get(id(of))
+        if found is None:
+            found = self._amounts[id(of)] = {}
+            for place, value in self.lines(of.series):
+                try:
+                    key = place.memo[id(of)]  # as above
+                except KeyError:
+                    fits = _fits(of.only, place.labels)
+                    key = place.memo[id(of)] = _named(place.labels, self._labels) if fits else None
+                if key is not None and isfinite(value):
+                    found[key] = found.get(key, 0.0) + value
+        return found
+
+
+def _fits(only: Mapping[str, tuple[str, ...]], labels: Mapping[str, str]) -> bool:
+    return all(labels.get(label, "") in values for label, values in only.items())
+
+
+def _named(labels: Mapping[str, str], names: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple((new, labels[old][:_LONGEST]) for old, new in names.items() if labels.get(old))
+
+
+def _added(parts: Iterable[_Amounts]) -> _Amounts:
+    """Add amounts up; what one of them lacks is left out."""
+    several = list(parts)
+    keys = [key for key in several[0] if all(key in each for each in several)] if several else []
+    return {key: sum(each[key] for each in several) for key in keys}
+
+
+def _growth(before: _Amounts, now: _Amounts) -> _Amounts:
+    return {key: value - before[key] if value >= before[key] else value for key, value in now.items() if key in before}
+
+
+def _standing(parts: tuple[Of, ...], page: _Page) -> _Amounts:
+    return _added(page.amounts(of) for of in parts)
+
+
+def _together(one: Any, other: Buckets) -> Buckets:
+    """Add two histograms of the same bounds; with others, or more than OTLP can carry, the first stays alone."""
+    if one.bounds != other.bounds or one.count + other.count >= _COUNTABLE:
+        return one  # type: ignore[no-any-return] # Buckets, as made above
+    counts = tuple(a + b for a, b in zip(one.counts, other.counts, strict=True))
+    return Buckets(one.count + other.count, one.sum + other.sum, one.bounds, counts)
+
+
+def _number_in(place: Place, label: str) -> float | None:
+    try:
+        value = float(place.labels.get(label, ""))
+    except ValueError:
+        return None
+    return value if isfinite(value) else None
+
+
+def _bound(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
