@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PARTS := collector prometheus promtool alertmanager amtool llama-server tiny-model
 
-.PHONY: run test check stack parts bench bench-fidelity docs clean
+.PHONY: run test check nightly stack parts bench bench-fidelity docs clean
 
 run: $(VENV)/.installed  ## Run the agent on this machine; needs nothing else
 	OTEL_METRICS_EXPORTER=$${OTEL_METRICS_EXPORTER:-console} exec $(BIN)/otelperf agent
@@ -14,6 +14,9 @@ check: $(VENV)/.dev  ## Lint, types and unit tests: under a minute
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest -q -m "not end_to_end"
+
+nightly: $(VENV)/.dev  ## The gate's promises, ten thousand examples of each: an hour or two
+	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest -q tests/gate
 
 test: check parts  ## Everything, with the real Collector, Prometheus and llama-server
 	$(BIN)/pytest -q -m end_to_end
