@@ -47,9 +47,9 @@ SIZES = (100, 10_000, 100_000)
 QUICK_SIZES = (100, 10_000)
 KINDS = ("gauge", "counter", "histogram")
 LOADS = ("held", "mixed", "emitted", "budget")
-POINTS = 200_000  # judged for each figure, in as many ticks as it takes
+POINTS = 200_000  # judged for each figure, or one gate's
 QUICK_POINTS = 20_000
-FEWEST_TICKS, MOST_TICKS = 10, 400
+TICKS = 20  # measured of each gate; small gates are made again and again, so that each is measured at the same age
 WARM_TICKS, WARM_SECONDS = 15, 20  # counters remember readings of five minutes
 PER_METRIC = 1000  # streams
 SECOND = 1_000_000_000
@@ -147,33 +147,37 @@ def _gate(world: World, budget: Budget | None = None) -> DeltaGate:
     )
 
 
-def _cpu(looks: Iterable[MetricsData], use: Callable[[MetricsData], object], points: int) -> float:
-    """Return µs a point."""
+def _cpu(looks: Iterable[MetricsData], use: Callable[[MetricsData], object]) -> float:
+    """Return the CPU time that *use* takes, in µs."""
     spent = 0
     for look in looks:
         began = time.process_time_ns()
         use(look)
         spent += time.process_time_ns() - began
-    return spent / points / 1000
+    return spent / 1000
 
 
 def measure(kind: str, streams: int, points: int) -> Row:
     """Measure one row in this process."""
     resident = _resident_a_stream(kind, streams)
-    ticks = min(max(FEWEST_TICKS, points // streams), MOST_TICKS)
+    gates = max(1, points // (streams * TICKS))
     found: dict[str, float] = {}
     sent: dict[str, float] = {}
     for load in LOADS:
         # Half of what the moves alone would take, and a little more than heartbeats do.
         budget = Budget(total=streams * 60 / MOVES["mixed"] / 2) if load == "budget" else None
-        world, every = World(kind, streams), MOVES[load]
-        gate = _warm(world, every, budget)
-        seen, let_out = gate.stats.seen, sum(gate.stats.emitted.values())
-        found[load] = _cpu((world.look(every) for _ in range(ticks)), gate.export, streams * ticks)
-        sent[load] = (sum(gate.stats.emitted.values()) - let_out) / (gate.stats.seen - seen)
+        spent = let_out = 0.0
+        for _ in range(gates):
+            world = World(kind, streams)
+            gate = _warm(world, MOVES[load], budget)
+            before = sum(gate.stats.emitted.values())
+            spent += _cpu((world.look(MOVES[load]) for _ in range(TICKS)), gate.export)
+            let_out += sum(gate.stats.emitted.values()) - before
+        found[load] = spent / (gates * streams * TICKS)
+        sent[load] = let_out / (gates * streams * TICKS)
     world = World(kind, streams)
-    few = max(1, ticks // 10)
-    found["encoded"] = _cpu((world.look(1) for _ in range(few)), encode_metrics, streams * few)
+    looks = max(2, gates * TICKS // 10)
+    found["encoded"] = _cpu((world.look(1) for _ in range(looks)), encode_metrics) / (looks * streams)
     return Row(kind, streams, found, sent, _allocated_a_stream(kind, streams), resident)
 
 
