@@ -181,7 +181,7 @@ class Stream:
         for time, value in self._due:
             if time < point.time_unix_nano:
                 trend.sent(time, value, terms.watch)
-                start = point.start_time_unix_nano or min(self._start, time)
+                start = min(point.start_time_unix_nano or self._start, time)
                 found.append(NumberDataPoint(point.attributes, start, time, value))
         return found
 
@@ -207,7 +207,7 @@ class Stream:
             if isfinite(amount) and isfinite(trend.sent_values[-1]):
                 trend.held(point.time_unix_nano, amount, terms.watch)
         if point.exemplars:
-            self._carried = [*self._carried, *point.exemplars][-_EXEMPLARS:]
+            self._carried = sorted((*self._carried, *point.exemplars), key=lambda e: e.time_unix_nano)[-_EXEMPLARS:]
 
     def early(self, terms: Terms) -> bool:
         """Say whether the newest point comes too soon after the last one sent."""
