@@ -7,9 +7,7 @@ on a quiet machine and then on a busy one, where what it sends is counted as Pro
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -20,6 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import measure, tables
+from benchmarks.page import machine
 from benchmarks.programs import OTELPERF, WITHOUT_PSUTIL, Program, Programs, start
 from benchmarks.scraper import page_value
 from benchmarks.sink import Sink, tally
@@ -80,10 +79,7 @@ def _options() -> argparse.Namespace:
 
 
 def _where(seconds: float) -> str:
-    today = dt.datetime.now(tz=dt.UTC).date()
-    python = f"{platform.python_implementation()} {platform.python_version()}"
-    linux = ".".join(platform.release().split(".")[:2])
-    return f"{today}, {python}, Linux {linux}, {os.cpu_count()} cores, phases of {seconds:g} s"
+    return f"{machine()}, phases of {seconds:g} s"
 
 
 def _parts(environment: dict[str, str]) -> dict[str, measure.Memory]:

@@ -1,23 +1,21 @@
 """What the gate costs, a point and a stream: ``python -m benchmarks.gate``.
 
-Each row is a process of its own. The peer, in the same process, is what a program without the gate does with the same points:
-encode them as OTLP (the library's ``encode_metrics``) at each tick. What is let out is thrown away, so the gate's figures are
-without encoding. CPU time is counted, not time on the wall.
+Each row is a process of its own. The peer, in the same process and in turn with the gate, is what a program without it does
+with the same points: encode them as OTLP (the library's ``encode_metrics``) at each tick. What is let out is thrown away, so the
+gate's figures are without encoding. CPU time is counted, not time on the wall.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import gc
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +26,6 @@ from opentelemetry.sdk.metrics.export import (
     Histogram,
     HistogramDataPoint,
     Metric,
-    MetricExporter,
-    MetricExportResult,
     MetricsData,
     NumberDataPoint,
     ResourceMetrics,
@@ -39,22 +35,30 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
+from benchmarks import page
+from benchmarks.page import Table
+from otelperf.console import NullExporter
 from otelperf.gate.budget import Budget
 from otelperf.gate.metrics import DeltaGate
 from otelperf.gate.policy import Policy, Rule
 
 SIZES = (100, 10_000, 100_000)
-QUICK_SIZES = (100, 10_000)
+QUICK_SIZES = (100, 5_000)
 KINDS = ("gauge", "counter", "histogram")
 LOADS = ("held", "mixed", "emitted", "budget")
 POINTS = 200_000  # judged for each figure, or one gate's
 QUICK_POINTS = 20_000
 TICKS = 20  # measured of each gate; small gates are made again and again, so that each is measured at the same age
-WARM_TICKS, WARM_SECONDS = 15, 20  # counters remember readings of five minutes
+ENCODED = 4  # every so manieth tick of "mixed" is encoded as well: the two that are compared see the same moods of the machine
+HISTORY = 300  # seconds of which counters remember readings
+WARM_STEP = 20  # seconds between two looks before CPU is measured
+MEMORY_STEP = 3  # the same before memory is: as far apart as the readings of a counter that are remembered
+MEMORY_STREAMS, QUICK_MEMORY_STREAMS = 10_000, 500
 PER_METRIC = 1000  # streams
 SECOND = 1_000_000_000
 START = 1_700_000_000 * SECOND
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SAMPLES = {"gauge": 1, "counter": 1, "histogram": len(BOUNDS) + 3}  # a point becomes in Prometheus
 RULES = {
     "gauge": Rule(delta=10.0),
     "counter": Rule(kind="trend", relative=0.25, delta=10.0),
@@ -62,35 +66,26 @@ RULES = {
 }
 MOVES = {"held": 0, "mixed": 20, "emitted": 1, "budget": 20}  # every nth stream moves in a tick
 FLAT = 1.5  # the most that a point may cost at 100,000 streams, as a multiple of what it costs at 100
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "gate-cost.md"
+PAGE = page.DOCS / "gate-cost.md"
 BEGIN, END = "<!-- made by python -m benchmarks.gate --write -->", "<!-- end of the figures -->"
 
 
-Table = list[tuple[str, ...]]
-
-
 class Row(NamedTuple):
-    """One kind of stream at one size: CPU in µs a point and the share let out, both by load; memory in bytes a stream."""
+    """One kind of stream at one size: CPU in µs a point and the share let out, both by load."""
 
     kind: str
     streams: int
     cpu: dict[str, float]
     sent: dict[str, float]
+
+
+class Kept(NamedTuple):
+    """What is kept of one kind of stream, in bytes a stream."""
+
+    kind: str
+    streams: int
     allocated: float
     resident: float
-
-
-class Nowhere(MetricExporter):
-    """Throws everything away."""
-
-    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
-        return MetricExportResult.SUCCESS
-
-    def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        return True
-
-    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        pass
 
 
 class World:
@@ -138,7 +133,7 @@ def _gate(world: World, budget: Budget | None = None) -> DeltaGate:
     policy = Policy({f"m{begin}": RULES[world.kind] for begin in range(0, len(world.attributes), PER_METRIC)})
     interval = 1.0 if world.kind == "histogram" else 30.0
     return DeltaGate(
-        Nowhere(),
+        NullExporter(),
         policy,
         lambda: world.now,
         histogram_interval=interval,
@@ -147,72 +142,66 @@ def _gate(world: World, budget: Budget | None = None) -> DeltaGate:
     )
 
 
-def _cpu(looks: Iterable[MetricsData], use: Callable[[MetricsData], object]) -> float:
+def _cpu(use: Callable[[MetricsData], object], look: MetricsData) -> float:
     """Return the CPU time that *use* takes, in µs."""
-    spent = 0
-    for look in looks:
-        began = time.process_time_ns()
-        use(look)
-        spent += time.process_time_ns() - began
-    return spent / 1000
+    began = time.process_time_ns()
+    use(look)
+    return (time.process_time_ns() - began) / 1000
 
 
 def measure(kind: str, streams: int, points: int) -> Row:
     """Measure one row in this process."""
-    resident = _resident_a_stream(kind, streams)
     gates = max(1, points // (streams * TICKS))
     found: dict[str, float] = {}
     sent: dict[str, float] = {}
+    encoded: list[float] = []
     for load in LOADS:
         # Half of what the moves alone would take, and a little more than heartbeats do.
-        budget = Budget(total=streams * 60 / MOVES["mixed"] / 2) if load == "budget" else None
+        budget = Budget(total=streams * SAMPLES[kind] * 60 / MOVES["mixed"] / 2) if load == "budget" else None
         spent = let_out = 0.0
         for _ in range(gates):
             world = World(kind, streams)
-            gate = _warm(world, MOVES[load], budget)
+            gate = _warm(world, MOVES[load], WARM_STEP, budget)
             before = sum(gate.stats.emitted.values())
-            spent += _cpu((world.look(MOVES[load]) for _ in range(TICKS)), gate.export)
+            for tick in range(TICKS):
+                look = world.look(MOVES[load])
+                spent += _cpu(gate.export, look)
+                if load == "mixed" and tick % ENCODED == 0:
+                    encoded.append(_cpu(encode_metrics, look))
             let_out += sum(gate.stats.emitted.values()) - before
         found[load] = spent / (gates * streams * TICKS)
         sent[load] = let_out / (gates * streams * TICKS)
-    world = World(kind, streams)
-    looks = max(2, gates * TICKS // 10)
-    found["encoded"] = _cpu((world.look(1) for _ in range(looks)), encode_metrics) / (looks * streams)
-    return Row(kind, streams, found, sent, _allocated_a_stream(kind, streams), resident)
+    found["encoded"] = sum(encoded) / (len(encoded) * streams)
+    return Row(kind, streams, found, sent)
 
 
-def _warm(world: World, every: int, budget: Budget | None = None) -> DeltaGate:
-    """Return a gate that has seen some minutes of the world."""
+def _warm(world: World, every: int, step: int, budget: Budget | None = None) -> DeltaGate:
+    """Return a gate that has seen some minutes of the world, each *step* seconds."""
     gate = _gate(world, budget)
-    for _ in range(WARM_TICKS):
+    for _ in range(HISTORY // step):
         gate.export(world.look(every))
-        world.now += (WARM_SECONDS - 1) * SECOND
+        world.now += (step - 1) * SECOND
     gate.force_flush()
     return gate
 
 
-def _resident_a_stream(kind: str, streams: int) -> float:
-    """Return by how many bytes a stream the process grows; much of a small gate's is memory that was there before."""
+def keep(kind: str, streams: int) -> Kept:
+    """Measure what this process keeps of streams, the last points that the gate was shown included."""
     world = World(kind, streams)
     world.look(1)
     before = _resident()
-    gate = _warm(world, MOVES["mixed"])
+    gate = _warm(world, MOVES["mixed"], MEMORY_STEP)
     grown = _resident() - before
-    assert gate.stats.streams == streams
-    return grown / streams
-
-
-def _allocated_a_stream(kind: str, streams: int) -> float:
-    """Return the bytes that a gate keeps of each stream, the last points that it was shown included."""
+    del gate
     world = World(kind, streams)
     gc.collect()
     tracemalloc.start()
-    gate = _warm(world, MOVES["mixed"])
+    gate = _warm(world, MOVES["mixed"], MEMORY_STEP)
     gc.collect()
     kept = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert gate.stats.streams == streams
-    return kept / streams
+    return Kept(kind, streams, kept / streams, grown / streams)
 
 
 def _resident() -> int:
@@ -225,12 +214,21 @@ def _resident() -> int:
 def costs(rows: list[Row]) -> Table:
     """Return what a point and a stream cost."""
     head = ("streams", "number", *(f"{load}, µs" for load in LOADS), "encoded without a gate, µs")
-    table: Table = [(*head, "gate / encoded, mixed", "let out, mixed", "bytes a stream", "resident")]
+    table: Table = [(*head, "gate / encoded, mixed", "let out, mixed")]
     for row in rows:
         cpu = tuple(f"{row.cpu[load]:.2f}" for load in (*LOADS, "encoded"))
         shares = (f"{row.cpu['mixed'] / row.cpu['encoded']:.2f}", f"{row.sent['mixed']:.1%}")
-        resident = f"{row.resident:,.0f}" if row.streams >= QUICK_SIZES[-1] else "-"
-        table.append((f"{row.kind}s", f"{row.streams:,}", *cpu, *shares, f"{row.allocated:,.0f}", resident))
+        table.append((f"{row.kind}s", f"{row.streams:,}", *cpu, *shares))
+    return table
+
+
+def memory(kept: list[Kept]) -> Table:
+    """Return what is kept of a stream; by how much the process grew only of many, for much was there before."""
+    table: Table = [("streams", "number", "bytes a stream, allocated")]
+    table += [(f"{each.kind}s", f"{each.streams:,}", f"{each.allocated:,.0f}") for each in kept]
+    if all(each.streams >= MEMORY_STREAMS for each in kept):
+        grown = ("the process grew by, a stream", *(f"{each.resident:,.0f}" for each in kept))
+        table = [(*row, cell) for row, cell in zip(table, grown, strict=True)]
     return table
 
 
@@ -251,37 +249,39 @@ def main() -> int:
     options = _options()
     if options.row:
         kind, streams, points = options.row.split(",")
-        print(json.dumps(measure(kind, int(streams), int(points))))
+        print(json.dumps(measure(kind, int(streams), int(points)) if int(points) else keep(kind, int(streams))))
         return 0
-    rows = []
+    rows, kept = [], []
     sizes, points = (QUICK_SIZES, QUICK_POINTS) if options.quick else (SIZES, POINTS)
+    load = os.getloadavg()[0]
     for kind in KINDS:
-        for streams in sizes:
-            command = [sys.executable, "-m", "benchmarks.gate", "--row", f"{kind},{streams},{points}"]
-            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-            rows.append(Row(*json.loads(answer)))
-            print(f"{kind} {streams:,}: done", file=sys.stderr, flush=True)
-    today = dt.datetime.now(tz=dt.UTC).date()
-    python = f"{platform.python_implementation()} {platform.python_version()}"
-    where = f"{today}, {python}, Linux {'.'.join(platform.release().split('.')[:2])}, {os.cpu_count()} cores"
-    shown = [where, *_shown("What a point and a stream cost", costs(rows)), *_shown("Flat?", flatness(rows))]
-    print("\n".join(shown))
+        rows += [Row(*_in_a_process(kind, streams, points)) for streams in sizes]
+        kept.append(Kept(*_in_a_process(kind, QUICK_MEMORY_STREAMS if options.quick else MEMORY_STREAMS, 0)))
+    where = f"{page.machine()}, load average {load:.1f} before and {os.getloadavg()[0]:.1f} after"
+    shown = [f"{where}; the quick run" if options.quick else where]
+    for title, table in (
+        ("What a point costs", costs(rows)),
+        ("Is it flat?", flatness(rows)),
+        ("What a stream keeps", memory(kept)),
+    ):
+        shown += ["", f"**{title}**", "", *page.markdown(table)]
+    print(*shown, sep="\n")
     if options.write:
-        page = PAGE.read_text()
-        before, rest = page.split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{chr(10).join(shown)}\n{END}{rest.split(END)[1]}")
+        page.write(PAGE, BEGIN, END, "\n".join(shown))
     return 0
 
 
-def _shown(title: str, table: Table) -> list[str]:
-    """Return a Markdown table as lines."""
-    rule = tuple("---" for _ in table[0])
-    return ["", f"**{title}**", "", *("| " + " | ".join(row) + " |" for row in (table[0], rule, *table[1:]))]
+def _in_a_process(kind: str, streams: int, points: int) -> list[Any]:
+    """Return what one row's process finds out; without points, what it keeps."""
+    command = [sys.executable, "-m", "benchmarks.gate", "--row", f"{kind},{streams},{points}"]
+    answer: list[Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    print(f"{kind} {streams:,}: done", file=sys.stderr, flush=True)
+    return answer
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gate", description=(__doc__ or "").split(":")[0])
-    parser.add_argument("--quick", action="store_true", help="without the largest size, and too short to be quoted")
+    parser.add_argument("--quick", action="store_true", help="in a minute or two, without the largest sizes")
     parser.add_argument("--write", action="store_true", help="put the figures into docs/gate-cost.md")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     return parser.parse_args()

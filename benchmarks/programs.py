@@ -46,14 +46,15 @@ class Programs:
         # Compiling at import inflates memory: each Python program runs once before, and its bytecode is kept here.
         self.environment = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
 
-    def agent(self) -> Program:
-        """Return the agent as production has it, with the machine as its only source."""
+    def agent(self, **environment: str) -> Program:
+        """Return the agent as production has it: with the machine as its only source, unless *environment* says otherwise."""
         port = free_port()
         url = f"http://{HOST}:{port}"
         settings = {
             "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": self._sink.endpoint(OTELPERF),
             "OTELPERF_ENDPOINT_PORT": str(port),
             "OTELPERF_MODE": "node",
+            **environment,
         }
         command = [sys.executable, "-c", f"{WITHOUT_PSUTIL}; from otelperf.cli import main; sys.exit(main())", "agent"]
         log = self._folder / "agent.log"

@@ -1,27 +1,35 @@
-"""What reading a server's page costs, by its length, beside prometheus_client's parser: ``python -m benchmarks.scrape``.
+"""What reading a server costs the agent, and what it costs the server: ``python -m benchmarks.scrape``.
 
-The pages are that of a real vLLM 0.32, cut or with more data-parallel engines until they are long enough. CPU time of this
-process, median of many readings: decoding, parsing and the map, without the network.
+The agent: by the length of the page, beside prometheus_client's parser. The pages are that of a real vLLM 0.32, cut or with more
+data-parallel engines until they are long enough. CPU time of this process, median of many readings: decoding, parsing and
+the map, without the network. The server: see benchmarks/throughput.py.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks import throughput
+from benchmarks.page import DOCS, Table, machine, markdown, write
 from otelperf.sources.engines.engine import Engine
-from otelperf.sources.engines.exposition import Reader
+from otelperf.sources.engines.exposition import Families, Reader
 from otelperf.sources.engines.mapping import Mapper
+from otelperf.sources.engines.native import Chosen, Natives
 from otelperf.sources.engines.vllm import VLLM
 
 PAGE = Path(__file__).resolve().parent.parent / "tests" / "captures" / "vllm-0.32.0" / "busy.txt"
 LINES = (200, 609, 2_000, 20_000)
 _SECONDS = 2.0  # for each figure
 _INTERVAL = 5_000_000_000
+BEGIN, END = "<!-- made by python -m benchmarks.scrape --write -->", "<!-- end of the figures -->"
 
 
 def page(lines: int) -> str:
@@ -40,44 +48,83 @@ class Reading:
 
     def __init__(self, engine: Engine, body: bytes) -> None:
         self._body = body
-        self._reader, self._mapper, self._now = Reader(engine.wanted()), Mapper(engine), _INTERVAL
+        wanted = Chosen(engine.native, engine.wanted()) if engine.native else engine.wanted()
+        self._families = Families(wanted)
+        self._reader = Reader(wanted, self._families if engine.native else None)
+        self._mapper, self._now = Mapper(engine), _INTERVAL
+        self._natives = Natives(engine.native) if engine.native else None
         self.wanted = self.readings = 0
 
     def __call__(self) -> None:
         self._now += _INTERVAL
         found = self._reader.read(self._body.decode("utf-8", "replace"))
         self.wanted = sum(map(len, found.lines.values()))
-        self.readings = len(self._mapper.readings(self._now, found.lines, None, []))
+        readings = self._mapper.readings(self._now, found.lines, None, [])
+        if self._natives:
+            readings += self._natives.readings(found.lines, self._families, None, [])
+        self.readings = len(readings)
 
 
-def milliseconds(work: Callable[[], object]) -> float:
-    """Return the median CPU time of one turn."""
-    times: list[float] = []
-    end = time.perf_counter() + _SECONDS
-    while len(times) < 3 or time.perf_counter() < end:  # a median needs some
-        began = time.process_time()
-        work()
-        times.append((time.process_time() - began) * 1e3)
-    return statistics.median(times)
+def milliseconds(*works: Callable[[], object]) -> list[float]:
+    """Return the median CPU time of one turn of each; they take turns, so that the machine's moods hit all alike."""
+    times: list[list[float]] = [[] for _ in works]
+    end = time.perf_counter() + _SECONDS * len(works)
+    while len(times[0]) < 3 or time.perf_counter() < end:  # a median needs some
+        for work, found in zip(works, times, strict=True):
+            began = time.process_time()
+            work()
+            found.append((time.process_time() - began) * 1e3)
+    return [*map(statistics.median, times)]
 
 
-def main() -> None:
-    """Print a row for each length."""
-    print(
-        f"{'lines':>7} {'kB':>6} {'wanted':>7} {'readings':>9} {'first ms':>9} {'then ms':>8} {'prometheus_client ms':>21}"
-    )
+def pages() -> Table:
+    """Return a row for each length."""
+    head = ("lines", "kB", "wanted", "readings", "first time, ms", "then, ms", "all of `vllm:*` too, ms")
+    table: Table = [(*head, "prometheus_client's parser alone, ms", "then / prometheus_client")]
     for lines in LINES:
         text = page(lines)
         body = text.encode()
-        reading = Reading(VLLM, body)
+        reading, whole = Reading(VLLM, body), Reading(replace(VLLM, native=("vllm:*",)), body)
         began = time.process_time()
         reading()
         first = (time.process_time() - began) * 1e3
-        then = milliseconds(reading)
-        other = milliseconds(lambda body=body: [*text_string_to_metric_families(body.decode())])  # type: ignore[misc] # bytes
-        print(
-            f"{lines:7} {len(body) / 1e3:6.0f} {reading.wanted:7} {reading.readings:9} {first:9.2f} {then:8.2f} {other:21.2f}"
+        then, native, other = milliseconds(
+            reading,
+            whole,
+            lambda body=body: [*text_string_to_metric_families(body.decode())],  # type: ignore[misc] # bytes
         )
+        counts = (f"{lines:,}", f"{len(body) / 1e3:,.0f}", f"{reading.wanted:,}", f"{reading.readings:,}")
+        times = (f"{first:.2f}", f"{then:.2f}", f"{native:.2f}", f"{other:.1f}")
+        table.append((*counts, *times, f"1 / {other / then:.0f}"))
+    return table
+
+
+def main() -> None:
+    """Print the tables."""
+    options = _options()
+    load = os.getloadavg()[0]
+    shown = [f"{machine()}, load average {load:.1f} before", "", "**The agent's side**", "", *markdown(pages())]
+    print(*shown, sep="\n", flush=True)
+    found, reading = throughput.measured(options.rounds)
+    side = [
+        "",
+        "**The server's side**",
+        "",
+        *markdown(throughput.table(found)),
+        "",
+        f"{options.rounds} phases of each, {throughput.SECONDS:g} s long. One reading takes an idle llama-server",
+        f"{reading:.2f} ms of CPU: every 5 s {reading / 50:.3f} % of a core, every 1 s {reading / 10:.3f} %.",
+    ]
+    print(*side, sep="\n")
+    if options.write:
+        write(DOCS / "scrape-cost.md", BEGIN, END, "\n".join([*shown, *side]))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scrape", description=(__doc__ or "").split(":")[0])
+    parser.add_argument("--rounds", type=int, default=throughput.ROUNDS, help="phases of each way to read the server")
+    parser.add_argument("--write", action="store_true", help="put the figures into docs/scrape-cost.md")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

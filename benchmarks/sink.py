@@ -24,6 +24,7 @@ class Request(NamedTuple):
 
     arrived: float
     body: bytes
+    metrics: bool = True
 
 
 class Sink(ThreadingHTTPServer):
@@ -58,7 +59,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.received[self.path.split("/")[1]].append(Request(time.monotonic(), body))
+        self.server.received[self.path.split("/")[1]].append(
+            Request(time.monotonic(), body, not self.path.endswith("/v1/traces"))
+        )
         self.send_response(200)
         self.send_header("Content-Type", "application/x-protobuf")
         self.send_header("Content-Length", "0")
@@ -102,6 +105,8 @@ def tally(requests: Sequence[Request]) -> Tally:
     """Decode and count."""
     counted = Tally(requests=len(requests), body_bytes=sum(len(request.body) for request in requests))
     for request in requests:
+        if not request.metrics:  # spans of state changes: bytes, and no samples
+            continue
         decoded = ExportMetricsServiceRequest.FromString(request.body)
         for resource_metrics in decoded.resource_metrics:
             times: list[int] = []

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from benchmarks.measure import Memory
+from benchmarks.page import Table, markdown
 from benchmarks.sink import Point, Tally
 from otelperf import catalog
-
-Table = list[tuple[str, ...]]
 
 # docs/design.md, section 6
 MOST_CPU_RATIO = 0.3
@@ -160,7 +159,4 @@ def goals(rows: Sequence[Cost], totals: Sequence[Share], *, quiet: bool) -> Tabl
 
 def show(title: str, table: Table) -> None:
     """Print a Markdown table, its columns aligned."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    print(f"\n{title}\n")
-    for row in (table[0], tuple("-" * width for width in widths), *table[1:]):
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |", flush=True)
+    print(f"\n{title}\n", *markdown(table), sep="\n", flush=True)

@@ -21,6 +21,7 @@ from otelperf import config
 from otelperf.agent import Agent
 from otelperf.console import Console, NullExporter, amount
 from otelperf.gate.metrics import Emission, GateStats
+from otelperf.transitions import Transition
 
 SECOND = 1_000_000_000
 NOW = 1_800_000_000 * SECOND + 345_000_000
@@ -112,6 +113,22 @@ def test_lines_golden() -> None:
         f"{CLOCK}  otelperf.server.tokens{{type=output}}                                  1.2 k                      previous",
         f"{CLOCK}  otelperf.worker.state{{id=0, state=idle}}                              1 → 0                      state",
         f"{CLOCK}  otelperf.server.up                                                   1 → ended                  end",
+    ]
+
+
+# State changes
+
+
+def test_a_state_that_changes_is_one_line() -> None:
+    stream = io.StringIO()
+    worker = {"otelperf.worker.id": "0"}
+    change = Transition("s", "vllm", "otelperf.worker.state", worker, "idle", "error", NOW, NOW, 12.345, partial=False)
+    Console(stream).transition(change)
+    assert stream.getvalue().split() == [
+        CLOCK,
+        "otelperf.worker.state{id=0}",
+        *("idle", "→", "error"),
+        *("span:", "after", "12.3", "s"),
     ]
 
 
@@ -222,7 +239,6 @@ def test_an_agent_whose_reader_leaves_ends_without_a_traceback() -> None:
     os.close(reading)
     assert agent.stderr is not None
     assert any("console closed" in line for line in agent.stderr)
-    agent.terminate()
     _, errors = agent.communicate(timeout=20)
     assert "Traceback" not in errors
     assert "Exception ignored" not in errors

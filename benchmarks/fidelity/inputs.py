@@ -315,7 +315,7 @@ _GPU_ROWS: Mapping[str, tuple[catalog.Kind, str, Rule]] = {
     "hw.power": ("gauge", "W", Rule(delta=30, relative=0.15)),
     "hw.temperature": ("gauge", "Cel", Rule(delta=3)),
     "otelperf.gpu.clock.frequency": ("gauge", "MHz", Rule(delta=60)),
-    "otelperf.gpu.throttled": ("updown", "1", Rule(kind="state", urgent=True)),
+    "otelperf.gpu.throttled": ("updown", "1", Rule(kind="state")),
     "hw.energy": ("counter", "J", Rule(kind="trend", relative=0.1, delta=1000)),
 }
 

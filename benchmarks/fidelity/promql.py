@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from benchmarks.fidelity.inputs import Value
+from otelperf.gate.trend import extrapolated
 from otelperf.readings import Buckets
 
 LOOKBACK = 300_000
@@ -84,14 +85,8 @@ def _rate(times: Sequence[int], values: Sequence[float], now: int, window: int) 
         if value < before:
             increase += before  # a reset
         before = value
-    sampled = times[-1] - times[0]
-    to_start, to_end = times[0] - (now - window), now - times[-1]
-    spacing = sampled / (len(times) - 1)
-    start = float(to_start) if to_start < spacing * 1.1 else spacing / 2
-    if increase > 0 and first >= 0:
-        start = min(start, sampled * (first / increase))  # a counter cannot have been below zero
-    end = float(to_end) if to_end < spacing * 1.1 else spacing / 2
-    return increase * ((sampled + start + end) / sampled) / (window / 1000)
+    sampled, to_start, to_end = times[-1] - times[0], times[0] - (now - window), now - times[-1]
+    return extrapolated(increase, first, sampled, len(times), to_start, to_end) / (window / 1000)
 
 
 def histogram_quantile(share: float, bounds: Sequence[float], running: Sequence[float]) -> float | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from benchmarks import page
 from benchmarks.fidelity import alerting, scoring
 from benchmarks.fidelity.alerting import Alert, Comparison
 from benchmarks.fidelity.answers import LATER, Answers
@@ -14,13 +14,13 @@ from benchmarks.fidelity.inputs import BURSTY, CLASSES, GAUGES, HISTOGRAMS, STAT
 from benchmarks.fidelity.promql import MEDIAN, P95, RATE_1M, RATE_2M, VALUE
 from benchmarks.fidelity.scoring import Errors, Score, headline, no_answer, samples_by_series
 from benchmarks.fidelity.ways import Way
-from benchmarks.tables import Table
+from benchmarks.page import DOCS, Table
 
 GATE, SCRAPE, SLOW = "gate", "15 s", "60 s"
 MAIN = (GATE, SCRAPE, SLOW)
 MOST_RATE_ERROR = 0.5  # of a 15 s scrape's: docs/design.md, section 6
 MOST_DELAY = alerting.STEP
-DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs" / "fidelity.md"
+DOCUMENT = DOCS / "fidelity.md"
 BEGIN, END = "<!-- results -->", "<!-- end -->"
 _MINUTE = 60.0
 _ROUNDING = 1e-9
@@ -109,13 +109,7 @@ def everything(results: Sequence[Result], *, long: bool = False) -> str:
 
 def write(text: str) -> None:
     """Put the tables between the markers of the document."""
-    document = DOCUMENT.read_text()
-    before, _, rest = document.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    if not rest or not document.count(END):
-        msg = f"{DOCUMENT} lacks {BEGIN} or {END}: put both back, the tables go between them"
-        raise ValueError(msg)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    page.write(DOCUMENT, BEGIN, END, text)
 
 
 def markdown(title: str, table: Table, note: str = "") -> str:

@@ -30,11 +30,10 @@ HEADLINE = {
 
 @dataclass
 class Errors:
-    """Errors at all instants at which both dense and the way have an answer; *missing* and *extra* where only one has."""
+    """Errors at all instants at which both dense and the way have an answer; *missing*: where only dense has one."""
 
     errors: list[float] = field(default_factory=list)
     missing: int = 0
-    extra: int = 0
 
     def percentile(self, share: float) -> float:
         """Return the value that *share* of the errors do not exceed (nearest rank); NaN without any."""
@@ -160,8 +159,6 @@ def _collect(
             into.errors.append(error(true, way))
         elif true is not None:
             into.missing += 1
-        elif way is not None:
-            into.extra += 1
 
 
 def _limit(recording: Input, series: Series) -> float:

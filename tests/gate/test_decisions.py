@@ -129,9 +129,11 @@ def test_the_extrapolation_is_that_of_prometheus(steps: list[tuple[int, int]], l
     )
     start = (time + later - 120) * SECOND
     inside = [(t * SECOND, float(v)) for t, v in samples if t * SECOND > start]
-    actual = extrapolated(inside[0], inside[-1], len(inside), start, (time + later) * SECOND) if inside else None
-    assert (expected is None) == (actual is None)
-    if expected is not None and actual is not None:
+    assert (expected is None) == (len(inside) < 2)
+    if expected is not None:
+        (begin, first), (end, last) = inside[0], inside[-1]
+        to_end = (time + later) * SECOND - end
+        actual = extrapolated(last - first, first, end - begin, len(inside), begin - start, to_end)
         assert isclose(expected, actual, rel_tol=1e-9, abs_tol=1e-9)
 
 

@@ -209,8 +209,8 @@ def test_the_streams_of_a_resource_share_few_phases() -> None:
     assert 1 < len(world.recorder.requests) - before <= 6
 
 
-def test_the_heartbeat_of_an_urgent_stream_is_not_urgent() -> None:
-    world = World({"m": Rule(kind="state", urgent=True)})
+def test_the_heartbeat_of_a_state_lingers_as_any_other() -> None:
+    world = World({"m": Rule(kind="state")})
     for _ in range(52):
         world.show(1)
     assert [time for time, _ in world.series()] == [0]

@@ -38,7 +38,7 @@ from tests.gate.world import MS, SECOND
 
 RULES = {
     "level": Rule(delta=5, thresholds=(Threshold(3, margin=0.5), Threshold(-3, "below"))),
-    "state": Rule(kind="state", urgent=True),
+    "state": Rule(kind="state"),
     "updown": Rule(delta=2, group="g"),
     "grouped": Rule(kind="trend", relative=0.2, delta=3, group="g"),
     "beat": Rule(kind="heartbeat", heartbeat=7.0),

@@ -124,10 +124,10 @@ def test_a_gauge_goes_only_for_a_reason(rule: Rule, script: list[Step]) -> None:
 # States
 
 
-@given(steps(acts(STATES), gaps=IRREGULAR, events=EVENTS), st.booleans())
-def test_no_transition_waits_or_is_left_out(script: list[Step], urgent: bool) -> None:
+@given(steps(acts(STATES), gaps=IRREGULAR, events=EVENTS))
+def test_no_transition_waits_or_is_left_out(script: list[Step]) -> None:
     series = Series()
-    story = Story([series], {"m": Rule(kind="state", urgent=urgent)}, linger=2, **FAST).play(script)
+    story = Story([series], {"m": Rule(kind="state")}, linger=2, **FAST).play(script)
     handed = {(sent.export, sent.tag) for sent in story.sent}
     read = story.read(series.key)
     for before, after in pairwise(read):

@@ -18,8 +18,6 @@ from hypothesis import strategies as st
 from otelperf import cli
 from tests.savings.files import lines
 
-NUMBERS = random.Random(4)
-
 
 @pytest.fixture
 def host(tmp_path: Path) -> Path:
@@ -28,7 +26,8 @@ def host(tmp_path: Path) -> Path:
     for second in range(600):
         total += 5 if second % 97 else 400
         counted.append(total)
-    gauge = [100 + 20 * math.sin(second / 60) + NUMBERS.gauss(0, 0.1) for second in range(600)]
+    noise = random.Random(4)
+    gauge = [100 + 20 * math.sin(second / 60) + noise.gauss(0, 0.1) for second in range(600)]
     text = lines("requests_total", counted) + lines("queue_length", gauge) + lines("version", [3.0] * 600)
     text += lines("h_bucket", [value // 2 for value in counted], labels='le="1"') + lines(
         "h_bucket", counted, labels='le="+Inf"'
@@ -47,7 +46,10 @@ def found(capsys: pytest.CaptureFixture[str], *flags: str) -> Any:
     return json.loads(savings(capsys, *flags, "--json"))
 
 
-def test_the_table_reads_well_at_100_columns(host: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_reads_well_at_100_columns(
+    host: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # where nobody says how wide, it is 100
     shown = savings(capsys, "--file", str(host), "--price", "0.5")
     assert max(map(len, shown.splitlines())) <= 100
     rows = [line.split() for line in shown.splitlines()]

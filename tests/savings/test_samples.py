@@ -126,7 +126,7 @@ def test_a_last_line_that_only_says_eof_needs_no_end(tmp_path: Path) -> None:
         ("a{b=c} 1 1700000000\n", "its labels cannot be read from 'b=c' on"),
         ('{b="c"} 1 1700000000\n', "it has no name"),
         (b"a 1 1700000000\n\xff\xfe 1 1\n", "line 2"),
-        (gzip.compress(b"a 1 1700000000\n"), " is compressed: give `zcat FILE | otelperf savings --file -`"),
+        (gzip.compress(b"a 1 1700000000\n", mtime=0), " is compressed: give `zcat FILE | otelperf savings --file -`"),
         ('{"status":"success","data":{"resultType":"matrix","result":[{"metric":{"__na', "or not the whole of one"),
         ('{"status":"error","errorType":"bad_data"}', "no answer of Prometheus' HTTP API"),
         ('{"data":{"resultType":"vector","result":[]}}', "the result is of type vector, not a matrix: ask for a range"),

@@ -25,14 +25,15 @@ def moved(value: float, held: float, delta: float, relative: float) -> bool:
 def crossed(value: float, held: float, thresholds: Sequence[Threshold]) -> bool:
     """Say whether *value* got worse across a threshold since *held*, or better and past the margin of one."""
     return any(
-        not _beyond(value, threshold, threshold.margin)
-        if _beyond(held, threshold, 0.0)
-        else _beyond(value, threshold, 0.0)
+        not beyond(value, threshold, threshold.margin)
+        if beyond(held, threshold, 0.0)
+        else beyond(value, threshold, 0.0)
         for threshold in thresholds
     )
 
 
-def _beyond(value: float, threshold: Threshold, margin: float) -> bool:
+def beyond(value: float, threshold: Threshold, margin: float) -> bool:
+    """Say whether *value* is on the worse side; a value that was there is still, up to *margin* back."""
     if threshold.worse == "above":
         return value > threshold.value - margin
     return value < threshold.value + margin

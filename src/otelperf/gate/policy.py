@@ -33,7 +33,7 @@ class Rule:
     For a trend, *relative* is the tolerated error of the rate (0.1 is 10 %), and *delta* an increase, in the metric's unit,
     too small to matter within one rate window.
     *group*: streams with the same group name and the same attributes, those in *within* aside, are emitted together.
-    *heartbeat* in seconds; None is the gate's own. *urgent* skips the linger.
+    *heartbeat* in seconds; None is the gate's own.
     """
 
     kind: Kind = "hold"
@@ -45,7 +45,6 @@ class Rule:
     group: str | None = None
     within: tuple[str, ...] = ()
     heartbeat: float | None = None
-    urgent: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -84,17 +83,23 @@ UNKNOWN: Mapping[str, Rule] = {
 
 
 class Policy:
-    """Rules by metric name, in the order: overrides (the later wins), *rules* by exact name, the data type's rule."""
+    """Rules by metric name, in the order: overrides (the later wins), *rules* by exact name, the data type's in *unknown*."""
 
-    def __init__(self, rules: Mapping[str, Rule] | None = None, overrides: Sequence[Override] = ()) -> None:
+    def __init__(
+        self,
+        rules: Mapping[str, Rule] | None = None,
+        overrides: Sequence[Override] = (),
+        unknown: Mapping[str, Rule] = UNKNOWN,
+    ) -> None:
         self._rules = dict(rules or {})
+        self._unknown = unknown
         self._overrides = tuple(overrides)
         for override in self._overrides:
             replace(Rule(), **override.changes)  # a key that is none must fail here, not in an export
 
     def rule(self, name: str, shape: str, attributes: Mapping[str, Any]) -> Rule:
         """Return the rule of one stream; *shape* is ``gauge``, ``sum``, ``monotonic`` or ``histogram``."""
-        rule = self._rules.get(name, UNKNOWN[shape])
+        rule = self._rules.get(name, self._unknown[shape])
         for override in self._overrides:
             if override.fits(name, attributes):
                 rule = replace(rule, **_absolute(override.changes))

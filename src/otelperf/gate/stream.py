@@ -151,7 +151,7 @@ class Stream:
             changes["start_time_unix_nano"] = min(self._start, point.time_unix_nano)
         if self._carried:
             carried = {(e.time_unix_nano, e.trace_id, e.span_id): e for e in (*self._carried, *point.exemplars)}
-            changes["exemplars"] = sorted(carried.values(), key=lambda e: e.time_unix_nano)[-_EXEMPLARS:]
+            changes["exemplars"] = _newest(carried.values())
             self._carried = []
         return replace(point, **changes) if changes else point
 
@@ -161,7 +161,11 @@ class Stream:
         assert point is not None  # only streams that were seen are emitted
         if self.rule.kind in {"trend", "histogram"}:
             amount = _amount(point)
-            if self._trend is None or self.emitted is None or not (isfinite(amount) and isfinite(self._trend.last[1])):
+            if (
+                self._trend is None
+                or self.emitted is None
+                or not (isfinite(amount) and isfinite(self._trend.sent_values[-1]))
+            ):
                 self._trend = Trend(point.time_unix_nano, amount)
             else:
                 self._trend.sent(point.time_unix_nano, amount, terms.watch)
@@ -207,7 +211,7 @@ class Stream:
             if isfinite(amount) and isfinite(trend.sent_values[-1]):
                 trend.held(point.time_unix_nano, amount, terms.watch)
         if point.exemplars:
-            self._carried = sorted((*self._carried, *point.exemplars), key=lambda e: e.time_unix_nano)[-_EXEMPLARS:]
+            self._carried = _newest((*self._carried, *point.exemplars))
 
     def early(self, terms: Terms) -> bool:
         """Say whether the newest point comes too soon after the last one sent."""
@@ -255,8 +259,7 @@ class Stream:
             return "threshold"
         if kind == "state":
             return "state" if hold.moved(value, held, 0.0, 0.0) else None
-        factor = terms.factor if self.account is None else self.factor(terms)
-        return "change" if hold.moved(value, held, self._delta() * factor, rule.relative * factor) else None
+        return "change" if hold.moved(value, held, *self._in_force(terms)) else None
 
     def factor(self, terms: Terms) -> float:
         """Return by what a budget multiplies the rule's delta."""
@@ -265,15 +268,16 @@ class Stream:
 
     def bound(self, terms: Terms) -> Bound | None:
         """Return the delta and the share in force; None where the rule has neither."""
-        delta, relative, factor = self._delta(), self.rule.relative, self.factor(terms)
-        bounded = self.rule.kind in {"hold", "trend", "histogram"} and (delta or relative)
-        return Bound(delta * factor, relative * factor) if bounded else None
+        bound = Bound(*self._in_force(terms))
+        return bound if any(bound) and self.rule.kind in {"hold", "trend", "histogram"} else None
 
-    def _delta(self) -> float:
-        rule = self.rule
+    def _in_force(self, terms: Terms) -> tuple[float, float]:
+        """Return the rule's delta and share, as its group and a budget widen them."""
+        rule, delta = self.rule, self.rule.delta
         if rule.share and rule.share_of and self.group is not None:
-            return max(rule.delta, rule.share * self.group.latest.get(rule.share_of, 0.0))
-        return rule.delta
+            delta = max(delta, rule.share * self.group.latest.get(rule.share_of, 0.0))
+        factor = terms.factor if self.account is None else self.factor(terms)
+        return delta * factor, rule.relative * factor
 
     def _trend_reason(self, point: DataPoint, terms: Terms) -> str | None:
         trend, value = self._trend, _amount(point)
@@ -282,9 +286,9 @@ class Stream:
         last = trend.sent_values[-1]
         if not (isfinite(value) and isfinite(last)):
             return "change" if value != last and (value == value or last == last) else None
-        factor = terms.factor if self.account is None else self.factor(terms)
-        delta, relative = self._delta() * factor, self.rule.relative * factor
-        self._due = due = trend.due(point.time_unix_nano, value, terms.watch, delta, relative, earlier=terms.earlier)
+        self._due = due = trend.due(
+            point.time_unix_nano, value, terms.watch, *self._in_force(terms), earlier=terms.earlier
+        )
         if not due:
             return None
         return "rate" if due[-1][0] == point.time_unix_nano else "previous"
@@ -292,11 +296,9 @@ class Stream:
     def _histogram_reason(self, point: DataPoint, emitted: DataPoint, terms: Terms) -> str | None:
         if not self._ripe(point, emitted, terms):
             return None
-        factor = self.factor(terms)
-        time, delta, relative = point.time_unix_nano, self._delta() * factor, self.rule.relative * factor
-        if self._trend is not None and self._trend.due(
-            time, _amount(point), terms.watch, delta, relative, earlier=False
-        ):
+        delta, relative = self._in_force(terms)
+        time, amount = point.time_unix_nano, _amount(point)
+        if self._trend is not None and self._trend.due(time, amount, terms.watch, delta, relative, earlier=False):
             return "rate"
         if isinstance(point, HistogramDataPoint) and shape.shifted(
             self._quantiles_of(point), self._quantiles, relative
@@ -315,6 +317,11 @@ class Stream:
             return ()
         since = [now - then for now, then in zip(point.bucket_counts, self._counts, strict=True)]
         return shape.quantiles(point.explicit_bounds, since)
+
+
+def _newest(exemplars: Iterable[Any]) -> list[Any]:
+    """Return those that are carried on, oldest first."""
+    return sorted(exemplars, key=lambda exemplar: exemplar.time_unix_nano)[-_EXEMPLARS:]
 
 
 def _amount(point: DataPoint) -> float:

@@ -59,28 +59,25 @@ def watch(rate_window: int) -> Watch:
     return Watch(windows, rate_window // _GRAINS, rate_window // _STILL_GRAINS, windows[-1].length)
 
 
-def extrapolated(first: Point, last: Point, count: int, start: int, now: int) -> float | None:
-    """Return ``increase()`` at *now* over a window from *start* on that holds *count* points, *first* to *last*; None below two.
+def extrapolated(increase: float, first: float, sampled: float, count: int, to_start: float, to_end: float) -> float:
+    """Return what Prometheus' ``increase()`` makes of an *increase* seen between the points of a window: it draws the line on.
 
-    The rule is ``extrapolatedRate`` in prometheus/promql/functions.go.
+    Of the *count* points, two or more, the first is *first* and lies *to_start* after the window's beginning; the last lies
+    *sampled* after that, and *to_end* before the window's end. All times in the same unit. The rule is ``extrapolatedRate``
+    in prometheus/promql/functions.go.
     """
-    if count < 2:
-        return None
-    first_time, low = first
-    last_time, high = last
-    sampled, increase = last_time - first_time, high - low
     if not increase:
         return 0.0
-    limit = sampled / (count - 1) * 1.1
-    to_start: float = first_time - start
-    to_end: float = now - last_time
-    if to_start >= limit:
-        to_start = limit / 2.2
-    if low >= 0 and increase * to_start > sampled * low:
-        to_start = sampled * low / increase  # a counter was not below zero
-    if to_end >= limit:
-        to_end = limit / 2.2
-    return increase * (sampled + to_start + to_end) / sampled
+    spacing = sampled / (count - 1)
+    if to_start >= spacing * 1.1:
+        to_start = spacing / 2
+    if increase > 0 and first >= 0:
+        to_zero = sampled * (first / increase)
+        if to_zero < to_start:  # noqa: PLR1730 # a counter was not below zero (min() is a call)
+            to_start = to_zero
+    if to_end >= spacing * 1.1:
+        to_end = spacing / 2
+    return increase * ((sampled + to_start + to_end) / sampled)
 
 
 class _View:
@@ -108,9 +105,11 @@ class _View:
                 first = more
             if more[0] > last[0]:
                 last = more
-        read = None if first is None else extrapolated(first, last, count, self._start, self._now)
-        if read is None:  # no answer is as good as none about a counter that hardly moves
+        if first is None or count < 2:  # no answer is as good as none about a counter that hardly moves
             return _NO_ANSWER / (count + 1) if self._true > self.tolerated else 0.0
+        read = extrapolated(
+            last[1] - first[1], first[1], last[0] - first[0], count, first[0] - self._start, self._now - last[0]
+        )
         missed = abs(read - self._true)
         return missed / self.tolerated if self.tolerated else missed and _NO_ANSWER
 
@@ -159,11 +158,6 @@ class Trend:
         self._values = _column(value)
         self._previous: Point | None = None  # the reading before this one, if it was held back
         self._jump = 0.0  # a step that must not get lost among the readings that are remembered
-
-    @property
-    def last(self) -> Point:
-        """The newest point sent."""
-        return self.sent_times[-1], self.sent_values[-1]
 
     def value_at(self, time: int, now: int, value: float) -> float:
         """Return the counter at *time*, read off the line between two readings; *value* is the reading *now*."""
@@ -235,7 +229,7 @@ class Trend:
     def _misread(self, time: int, value: float, watched: Watch, delta: float, relative: float) -> bool:
         """Say whether any view would tell an error above 1: the same sums, without the objects, for every reading pays for them."""
         times, values, sent_times, sent_values = self._times, self._values, self.sent_times, self.sent_values
-        read, sent = len(times), len(sent_times)
+        known, sent = len(times), len(sent_times)
         last_time, high = sent_times[-1], sent_values[-1]
         after = at = 0
         for length, widen, narrow in reversed(watched.windows):  # the longest first: the others begin later
@@ -245,7 +239,7 @@ class Trend:
                 true = value - values[0]
             else:
                 time0, value0 = times[after - 1], values[after - 1]
-                time1, value1 = (times[after], values[after]) if after < read else (time, value)
+                time1, value1 = (times[after], values[after]) if after < known else (time, value)
                 true = value - value0 - (start - time0) / (time1 - time0) * (value1 - value0)
             tolerated = max(delta * widen, relative * narrow * true)
             at = bisect_right(sent_times, start, at)
@@ -255,20 +249,8 @@ class Trend:
                     return True
                 continue
             first_time, low = sent_times[at], sent_values[at]
-            increase = high - low
-            if increase:
-                sampled = last_time - first_time
-                limit = sampled / (count - 1) * 1.1
-                to_start: float = first_time - start
-                to_end: float = time - last_time
-                if to_start >= limit:
-                    to_start = limit / 2.2
-                if low >= 0 and increase * to_start > sampled * low:
-                    to_start = sampled * low / increase
-                if to_end >= limit:
-                    to_end = limit / 2.2
-                increase *= (sampled + to_start + to_end) / sampled
-            if not -tolerated <= increase - true <= tolerated:
+            read = extrapolated(high - low, low, last_time - first_time, count, first_time - start, time - last_time)
+            if not -tolerated <= read - true <= tolerated:
                 return True
         self._jump = tolerated / 4
         return False

@@ -1,6 +1,6 @@
 """How far off a reading of sparse points is, against the same reading of dense ones.
 
-Nothing here knows a gate or a server: points in, errors out. Times are Unix milliseconds, as Prometheus counts.
+Nothing here knows how the points were chosen: points in, errors out. Times are Unix milliseconds, as Prometheus counts.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from itertools import pairwise
 from math import ceil, isfinite, log
 from sys import float_info
 from typing import NamedTuple
+
+from otelperf.gate.trend import extrapolated
 
 _GROWTH = 1.01  # from one bin of errors to the next
 _LOG_GROWTH = log(_GROWTH)
@@ -70,9 +72,7 @@ def rates(points: Points, instants: Sequence[int], window: int) -> Iterator[floa
         first_time, first, last_time = times[low], values[low], times[high - 1]
         increase = _increase(values[low:high]) if falls else values[high - 1] - first
         sampled = last_time - first_time
-        spacing = sampled / (high - 1 - low)
-        factor = _extrapolation(first, increase, sampled, spacing, first_time - start, now - last_time)
-        yield increase * factor * 1000 / window
+        yield extrapolated(increase, first, sampled, high - low, first_time - start, now - last_time) * 1000 / window
 
 
 def _insert(times: list[int], values: list[float], time: int, value: float) -> None:
@@ -90,19 +90,6 @@ def _insert(times: list[int], values: list[float], time: int, value: float) -> N
 def _increase(values: Sequence[float]) -> float:
     """Return last minus first, and what each reset took: a value lower than its predecessor counts from zero."""
     return values[-1] - values[0] + sum(before for before, after in pairwise(values) if after < before)
-
-
-def _extrapolation(
-    first: float, increase: float, sampled: int, spacing: float, to_start: float, to_end: float
-) -> float:
-    """Return by how much an increase over *sampled* ms grows when the line is drawn on towards the window's borders."""
-    if to_start >= spacing * 1.1:
-        to_start = spacing / 2
-    if increase > 0 and first >= 0:
-        to_start = min(to_start, sampled * (first / increase))  # a counter cannot have been below zero
-    if to_end >= spacing * 1.1:
-        to_end = spacing / 2
-    return (sampled + to_start + to_end) / sampled
 
 
 def difference(read: float | None, true: float, typical: float) -> float:
