@@ -19,6 +19,10 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
 )
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     Gauge,
@@ -31,10 +35,22 @@ from opentelemetry.sdk.metrics.export import (
     Sum,
 )
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otelperf import logs
-from otelperf.export import HttpTransport, QueueExporter, Sender, SenderStats, Verdict
+from otelperf.export import (
+    METRICS,
+    TRACES,
+    HttpTransport,
+    QueueExporter,
+    QueueSpanExporter,
+    Sender,
+    SenderStats,
+    Signal,
+    Verdict,
+)
 from stack.processes import wait_until
 
 DELIVERED = Verdict("delivered")
@@ -88,14 +104,25 @@ class Hurried(Sender):
     """A sender that notes its pauses rather than wait."""
 
     def __init__(
-        self, transport: Scripted, limit: int = 1000, clock: Clock | None = None, replay_age: float = 3600.0
+        self,
+        transport: Scripted,
+        limit: int = 1000,
+        clock: Clock | None = None,
+        replay_age: float = 3600.0,
+        signal: Signal = METRICS,
     ) -> None:
         self.transport = transport
         self.clock = clock or Clock()
         self.losses: list[float] = []
         self.pauses: list[float] = []
         super().__init__(
-            transport, self._note_loss, limit=limit, timeout=10.0, replay_age=replay_age, monotonic=self.clock
+            transport,
+            self._note_loss,
+            limit=limit,
+            timeout=10.0,
+            replay_age=replay_age,
+            signal=signal,
+            monotonic=self.clock,
         )
 
     def _note_loss(self) -> None:
@@ -424,6 +451,41 @@ def test_close_of_a_sender_that_never_started_returns_at_once() -> None:
     assert empty.close(30)
     assert not full.close(30)
     assert time.monotonic() - began < 10
+
+
+def test_where_no_thread_is_to_be_had_the_last_call_sends_what_waits(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the first span of a program comes at its very end: CPython starts no thread then."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    transport = Scripted(BUSY)
+    sender = Hurried(transport)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    sender.start()
+    sender.put(b"a", 1)
+    assert sender.close(30)
+    assert sender.close(30)
+    assert transport.sent == [b"a", b"a"]
+    assert "sender thread did not start" in caplog.text
+
+
+def test_two_senders_can_end_side_by_side() -> None:
+    slow, quick = Scripted(), Scripted()
+    slow.hold.clear()
+    senders = [Hurried(slow), Hurried(quick)]
+    for sender in senders:
+        sender.start()
+        sender.start()  # once is enough
+        sender.put(b"a", 1)
+        sender.finish(30)
+        assert not sender.put(b"b", 1)
+    assert senders[1].close(30)
+    slow.hold.set()
+    assert senders[0].close(30)
+    assert (slow.sent, quick.sent) == ([b"a"], [b"a"])
 
 
 def test_close_twice_is_no_fault() -> None:
@@ -777,3 +839,109 @@ def test_an_outage_is_told_once_and_not_at_each_attempt(
     caplog.set_level(logging.INFO, "otelperf")
     run(Scripted(*[UNREACHABLE] * 50), b"a")
     assert [message.split(" endpoint")[0] for message in caplog.messages] == ["collector unreachable", "delivering"]
+
+
+# Spans
+
+
+UNSERVED = Verdict("retry", "HTTP 404", retry_after=300.0, unserved=True)
+
+
+def tracing(sender: Sender, delay: float = 60_000) -> TracerProvider:
+    provider = TracerProvider(resource=Resource({"service.name": "test"}), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(QueueSpanExporter(sender), schedule_delay_millis=delay))
+    return provider
+
+
+def test_spans_of_the_sdk_are_sent_and_the_thread_comes_with_the_first() -> None:
+    transport = Scripted()
+    sender = Hurried(transport, signal=TRACES)
+    provider = tracing(sender)
+    with provider.get_tracer("test").start_as_current_span("one") as one:
+        one.set_attribute("n", 1)
+    assert not sender.started
+    provider.shutdown()
+    assert sender.stats.points == {"delivered": 1, "refused": 0, "dropped": 0, "rejected": 0}
+    assert sender.stats.waiting == 0
+    (resource,) = ExportTraceServiceRequest.FromString(transport.sent[0]).resource_spans
+    assert [span.name for span in resource.scope_spans[0].spans] == ["one"]
+    assert transport.closed
+
+
+def test_spans_that_are_not_taken_any_more_are_a_failure() -> None:
+    sender = run(Scripted(), b"a")
+    assert QueueSpanExporter(sender).export([]) is SpanExportResult.FAILURE
+
+
+def test_what_is_lost_of_spans_is_nobodys_to_send_anew(caplog: pytest.LogCaptureFixture) -> None:
+    sender = Sender(Scripted(REFUSED), limit=100, timeout=10.0, signal=TRACES)
+    sender.start()
+    for body in (b"a", b"b"):
+        sender.put(body, 2)
+    assert sender.close(5)
+    assert sender.stats.points == {"delivered": 2, "refused": 2, "dropped": 0, "rejected": 0}
+    refused = f'request refused signal=traces endpoint={Scripted.endpoint} problem="HTTP 400" spans=2'
+    assert refused in caplog.messages
+
+
+def test_a_collector_without_traces_is_told_of_once_and_asked_again_seldom(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "otelperf")
+    transport = Scripted(*[UNSERVED] * 12)
+    sender = Hurried(transport, signal=TRACES)
+    sender.start()
+    sender.put(b"a", 1)
+    wait_until(lambda: sender.stats.requests["delivered"] > 0, 5, "nothing was delivered")
+    assert sender.close(5)
+    assert sender.pauses == [300.0] * 12
+    told = [message.split(" endpoint")[0] for message in caplog.messages]
+    assert told == ["collector takes no traces", "delivering signal=traces"]
+
+
+def test_what_a_collector_without_traces_leaves_no_room_for_is_counted_and_not_told_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sender = Sender(Scripted(*[UNSERVED] * 100), limit=2, timeout=10.0, signal=TRACES)
+    sender.start()
+    sender.put(b"a", 1)
+    wait_until(lambda: sender.stats.retries == 1, 5, "nothing was sent")
+    for body in (b"b", b"c", b"d"):
+        sender.put(body, 1)
+    assert (sender.stats.points["dropped"], sender.stats.waiting) == (2, 2)
+    sender.close(5)
+    assert [message.split(" endpoint")[0] for message in caplog.messages] == ["collector takes no traces"]
+
+
+def test_what_has_no_pipeline_does_not_hold_up_the_end() -> None:
+    sender = Sender(Scripted(*[UNSERVED] * 100), limit=100, timeout=10.0, signal=TRACES)
+    sender.start()
+    sender.put(b"a", 1)
+    wait_until(lambda: sender.stats.retries == 1, 5, "nothing was sent")
+    began = time.monotonic()
+    assert not sender.close(30)
+    assert time.monotonic() - began < 10
+    assert sender.stats.waiting == 1
+
+
+def test_an_answer_about_spans_is_read_as_such(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    response = ExportTraceServiceResponse()
+    response.partial_success.rejected_spans = 2
+    response.partial_success.error_message = "too long"
+    server = serve(answering(answer("200 OK", response.SerializeToString())))
+    url = server.url.replace("metrics", "traces")
+    sender = Sender(HttpTransport(url, {}, signal=TRACES), limit=100, timeout=10.0, signal=TRACES)
+    sender.start()
+    sender.put(b"a", 10)
+    assert sender.close(5)
+    assert server.requests.get(timeout=5).line == "POST /v1/traces HTTP/1.1"
+    assert sender.stats.points["rejected"] == 2
+    assert f'spans rejected signal=traces endpoint={url} spans=2 problem="too long"' in caplog.messages
+
+
+def test_a_missing_path_for_traces_may_be_a_missing_pipeline(serve: Serve) -> None:
+    transport = HttpTransport(serve(answering(answer("404 Not Found", b"no"))).url, {}, signal=TRACES)
+    verdict = transport.send(b"", 10)
+    transport.close()
+    hint = "HTTP 404 no: an OTLP/HTTP endpoint usually ends in /v1/traces; is there a traces pipeline?"
+    assert verdict == Verdict("retry", hint, retry_after=300.0, unserved=True)

@@ -18,14 +18,16 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
 )
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from otelperf import config
 from otelperf.agent import make_transport
 from otelperf.errors import ConfigError
-from otelperf.export import Sender, Verdict
+from otelperf.export import TRACES, Sender, Verdict
 from otelperf.otlp_grpc import GrpcTransport, from_settings
 
 METHOD = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
+TRACES_METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 RETRIED = {"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"}
 
 Context = grpc.ServicerContext
@@ -35,8 +37,9 @@ Behave = Callable[[bytes, Context], bytes]
 class Server(grpc.GenericRpcHandler):
     """A gRPC server whose one method does as told with the bytes that come."""
 
-    def __init__(self, behave: Behave, credentials: grpc.ServerCredentials | None = None) -> None:
+    def __init__(self, behave: Behave, credentials: grpc.ServerCredentials | None = None, method: str = METHOD) -> None:
         self._behave = behave
+        self._method = method
         self.metadata: dict[str, str | bytes] = {}
         self._server = grpc.server(ThreadPoolExecutor(2), handlers=[self])
         if credentials is None:
@@ -46,7 +49,7 @@ class Server(grpc.GenericRpcHandler):
         self._server.start()
 
     def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler[bytes, bytes] | None:
-        if handler_call_details.method != METHOD:
+        if handler_call_details.method != self._method:
             return None
         self.metadata = {item.key: item.value for item in handler_call_details.invocation_metadata}
         return grpc.unary_unary_rpc_method_handler(self._behave)
@@ -216,6 +219,26 @@ def test_a_server_without_the_service_is_refused() -> None:
     server.stop(0).wait(10)
     assert verdict.outcome == "refused"
     assert "UNIMPLEMENTED" in verdict.message
+
+
+def test_a_server_without_the_service_for_traces_may_lack_a_pipeline(serve: Serve) -> None:
+    transport = transport_to(serve(lambda _body, _context: b"").port, signal=TRACES)  # it serves metrics only
+    verdict = transport.send(b"", 10)
+    transport.close()
+    assert (verdict.outcome, verdict.unserved, verdict.retry_after) == ("retry", True, 300.0)
+    assert verdict.message.endswith(": is there a traces pipeline?")
+
+
+def test_spans_go_to_the_service_for_traces() -> None:
+    response = ExportTraceServiceResponse()
+    response.partial_success.rejected_spans = 2
+    response.partial_success.error_message = "too long"
+    server = Server(lambda _body, _context: response.SerializeToString(), method=TRACES_METHOD)
+    settings = config.load({"traces.protocol": "grpc", "traces.endpoint": f"http://127.0.0.1:{server.port}"}, {}, None)
+    transport = make_transport(settings, TRACES)
+    assert transport.send(b"", 10) == Verdict("delivered", "too long", rejected=2)
+    transport.close()
+    server.close()
 
 
 def test_a_closed_transport_does_not_end_the_senders_thread(serve: Serve) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from otelperf.connection import without_login
 from otelperf.errors import ConfigError
-from otelperf.export import LONGEST_RETRY_AFTER, Verdict
+from otelperf.export import LONGEST_RETRY_AFTER, METRICS, UNSERVED_PAUSE, Signal, Verdict
 
 try:
     import grpc
@@ -17,12 +17,9 @@ except ImportError as error:
     msg = "OTLP over gRPC needs grpcio: pip install 'otelperf[grpc]', or use OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf"
     raise ConfigError(msg) from error
 
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
-
 if TYPE_CHECKING:
-    from otelperf.config import Export
+    from otelperf.config import Export, Traces
 
-_METHOD = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
 _RETRYABLE = {  # the OTLP specification's list
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -44,7 +41,9 @@ class GrpcTransport:
         *,
         compress: bool = False,
         credentials: grpc.ChannelCredentials | None = None,
+        signal: Signal = METRICS,
     ) -> None:
+        self._signal = signal
         self.endpoint = endpoint
         # gRPC's own reconnection pause grows to two minutes; ours is shorter and rules.
         options = [("grpc.max_reconnect_backoff_ms", 2000), ("grpc.initial_reconnect_backoff_ms", 500)]
@@ -53,26 +52,28 @@ class GrpcTransport:
         else:
             self._channel = grpc.secure_channel(target, credentials, options=options)
         self._call = self._channel.unary_unary(
-            _METHOD,
-            request_serializer=lambda body: body,
-            response_deserializer=ExportMetricsServiceResponse.FromString,
+            signal.method, request_serializer=lambda body: body, response_deserializer=signal.rejected
         )
         self._metadata = tuple((name.lower(), value) for name, value in headers.items())
         self._compression = grpc.Compression.Gzip if compress else grpc.Compression.NoCompression
 
     def send(self, body: bytes, timeout: float) -> Verdict:
         try:
-            answer = self._call(body, timeout=timeout, metadata=self._metadata, compression=self._compression)
+            rejected, message = self._call(
+                body, timeout=timeout, metadata=self._metadata, compression=self._compression
+            )
         except grpc.RpcError as error:
             code, delay = error.code(), _retry_delay(error)
             message = f"gRPC {code.name} {error.details() or ''}".strip()
+            if code is grpc.StatusCode.UNIMPLEMENTED and self._signal.optional:
+                message += f": is there a {self._signal.name} pipeline?"
+                return Verdict("retry", message, retry_after=UNSERVED_PAUSE, unserved=True)
             # Exhausted and no word of when it will be over means: never, for example a request that is too large.
             if code in _RETRYABLE or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and delay is not None):
                 unreachable = code is grpc.StatusCode.UNAVAILABLE and delay is None
                 return Verdict("retry", message, unreachable=unreachable, retry_after=delay)
             return Verdict("refused", message)
-        partial = answer.partial_success
-        return Verdict("delivered", partial.error_message, rejected=max(0, partial.rejected_data_points))
+        return Verdict("delivered", message, rejected=rejected)
 
     def close(self) -> None:
         self._channel.close()
@@ -98,7 +99,7 @@ def _retry_delay(error: grpc.RpcError) -> float | None:
     return None
 
 
-def from_settings(export: Export) -> GrpcTransport:
+def from_settings(export: Export | Traces, signal: Signal = METRICS) -> GrpcTransport:
     """Return the transport that the settings describe; the endpoint's host and port are the target."""
     endpoint, login = without_login(export.endpoint)
     parts = urlsplit(endpoint)
@@ -106,17 +107,17 @@ def from_settings(export: Export) -> GrpcTransport:
     target = f"{host}:{parts.port or 4317}"
     credentials = None if export.insecure else _credentials(export)
     headers = {**login, **export.headers}
-    return GrpcTransport(endpoint, target, headers, compress=export.compression == "gzip", credentials=credentials)
+    compress = export.compression == "gzip"
+    return GrpcTransport(endpoint, target, headers, compress=compress, credentials=credentials, signal=signal)
 
 
-def _credentials(export: Export) -> grpc.ChannelCredentials:
+def _credentials(export: Export | Traces) -> grpc.ChannelCredentials:
     try:
         return grpc.ssl_channel_credentials(
             _content(export.certificate), _content(export.client_key), _content(export.client_certificate)
         )
     except OSError as error:
-        cure = "check export.certificate, export.client_certificate, export.client_key"
-        msg = f"cannot read {error.filename}: {error.strerror}; {cure}"
+        msg = f"cannot read {error.filename}: {error.strerror}; check {export.tls_keys}"
         raise ConfigError(msg) from error
 
 
