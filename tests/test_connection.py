@@ -6,6 +6,7 @@ import gzip
 import socket
 import ssl
 import struct
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -283,6 +284,26 @@ def test_bytes_after_an_answer_do_not_become_the_next_one() -> None:
     with Loopback(twice) as loopback, closing(Connection(loopback.url)) as connection:
         assert connection.request("GET", "/1", timeout=5, limit=LIMIT).body == b"/1"
         assert connection.request("GET", "/2", timeout=5, limit=LIMIT).body == b"/2"
+
+
+def test_an_answer_that_nobody_asked_for_does_not_become_the_next_one() -> None:
+    read, sent = threading.Event(), threading.Event()
+
+    def twice(_: Loopback, client: socket.socket, path: str) -> bool:
+        client.sendall(message(path))
+        read.wait(10)
+        client.sendall(message("smuggled"))
+        sent.set()
+        return True
+
+    with Loopback(twice) as loopback, closing(Connection(loopback.url)) as connection:
+        for path in ("/1", "/2", "/3"):
+            read.clear()
+            sent.clear()
+            assert connection.request("GET", path, timeout=5, limit=LIMIT).body == path.encode()
+            read.set()
+            assert sent.wait(10)
+        assert loopback.connections == 3
 
 
 def test_after_a_failure_the_next_request_opens_anew() -> None:

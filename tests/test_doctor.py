@@ -528,3 +528,23 @@ def test_a_pods_server_is_looked_for_as_the_agent_does(monkeypatch: pytest.Monke
         finding = check_servers(settings(mode="sidecar"))
         assert (finding.status, llama.url in finding.seen) == ("ok", True)
     assert check_servers(settings(mode="sidecar")).status == "warning"
+
+
+def test_annotations_that_cannot_be_read_are_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "annotations").write_text("oops\n")
+    with Loopback(saying({"/metrics": "llamacpp:prompt_tokens_total 9", "/slots": "[]", "/props": "{}"})) as llama:
+        more = {"server__annotations": str(tmp_path / "annotations"), "server__ports": str(llama.port)}
+        finding = check_servers(settings(**more))
+        assert (finding.status, llama.url in finding.seen, "line 1 is not" in finding.seen) == ("warning", True, True)
+    finding = check_servers(settings(**more))
+    assert finding.seen.startswith(
+        "no inference server was found on the ports of server.ports of 127.0.0.1; server.annot"
+    )
+
+
+def test_a_server_without_series_yet_is_well() -> None:
+    models = '{"data": [{"id": "m", "owned_by": "tensorrt_llm"}]}'
+    with Loopback(saying({"/prometheus/metrics": "", "/v1/models": models})) as trtllm:
+        finding = check_servers(settings(server__url=trtllm.url))
+    assert finding.status == "ok"
+    assert "is up, and has no series yet" in finding.seen

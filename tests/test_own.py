@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from otelperf import catalog, own
+from otelperf.export import SenderStats
 from otelperf.gate.metrics import GateStats
 from otelperf.gate.stream import Bound
 from otelperf.readings import Health, Reading
@@ -75,6 +76,21 @@ def test_failures_are_told_once_there_are_some() -> None:
     assert len(found["otelperf.source.success"]) == 2
 
 
+def test_spans_are_told_once_there_were_some_and_what_failed_by_why() -> None:
+    spans = SenderStats()
+    assert not [name for name in readings(spans=spans) if name.startswith("otel.")]
+    spans.waiting = 2
+    spans.points |= {"delivered": 10, "dropped": 3, "rejected": 1}
+    found = readings(spans=spans)
+    exported = {
+        reading.attributes.get("error.type"): reading.value for reading in found["otel.sdk.exporter.span.exported"]
+    }
+    assert exported == {None: 9, "dropped": 3, "rejected": 1}
+    assert [reading.value for reading in found["otel.sdk.exporter.span.inflight"]] == [2]
+
+
 def test_every_name_told_is_in_the_catalogue() -> None:
-    found = readings(None, health(failures=1), bounds={"a": Bound(1.0, 1.0)}, budgeted=True)
+    found = readings(
+        None, health(failures=1), bounds={"a": Bound(1.0, 1.0)}, budgeted=True, spans=SenderStats(waiting=1)
+    )
     assert found.keys() <= catalog.BY_NAME.keys()

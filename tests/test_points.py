@@ -14,8 +14,9 @@ from otelperf import catalog
 from otelperf.catalog import BY_NAME
 from otelperf.gate.marks import encode
 from otelperf.gate.policy import Rule
+from otelperf.gate.tree import shape_of
 from otelperf.points import Points
-from otelperf.readings import Batch, Buckets, Reading, Snapshot
+from otelperf.readings import Batch, Buckets, Native, Reading, Snapshot
 
 NOW = 1_800_000_000_000_000_000
 RESOURCES = {name: Resource({"service.name": name}) for name in ("host", "agent", "llama.cpp http://a")}
@@ -118,3 +119,35 @@ def test_what_is_built_can_be_encoded() -> None:
     readings = [Reading(row.name, 1, start=NOW - 9) for row in catalog.METRICS if row.kind != "histogram"]
     request = encode(POINTS.of(Snapshot(NOW, tuple(batch(entity, *readings) for entity in RESOURCES), ())))
     assert [len(resource.scope_metrics[0].metrics) for resource in request.resource_metrics] == [len(readings)] * 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "made", "monotonic"),
+    [
+        ("gauge", 1, Gauge, None),
+        ("counter", 1, Sum, True),
+        ("sum", 1, Sum, False),
+        ("histogram", Buckets(1, 1.0, (), (1,)), Histogram, None),
+    ],
+)
+def test_a_native_series_takes_its_type_and_meaning_from_the_server_and_has_no_unit(
+    kind: Any, value: Any, made: type, monotonic: bool | None
+) -> None:
+    """A unit would be put behind its name."""
+    ((metric,),) = metrics(batch("host", Reading("vllm:x_total", value, native=Native(kind, "What x is."))))
+    assert (metric.name, metric.description, metric.unit) == ("vllm:x_total", "What x is.", "")
+    assert isinstance(metric.data, made)
+    assert getattr(metric.data, "is_monotonic", None) == monotonic
+
+
+def test_a_counter_that_must_not_be_called_one_is_gated_as_one() -> None:
+    ((metric,),) = metrics(batch("host", Reading("nv_count", 1, native=Native("sum"))))
+    assert shape_of(metric) == "monotonic"
+    ((metric,),) = metrics(batch("host", Reading("system.memory.usage", 1)))
+    assert shape_of(metric) == "sum"
+
+
+def test_servers_that_type_a_series_otherwise_have_their_own_types() -> None:
+    one, other = (Reading("x", 1, native=Native(kind)) for kind in ("gauge", "sum"))
+    first, second = metrics(batch("host", one), batch("agent", other))
+    assert [type(metric.data).__name__ for metric in (*first, *second)] == ["Gauge", "CountsUp"]

@@ -164,7 +164,7 @@ def test_a_failed_source_keeps_its_readings_at_their_old_time_until_they_are_gon
 
 def test_readings_are_never_gone_before_three_intervals() -> None:
     sampler = Sampler([(Turns([A], SourceFailed("no")), 10.0)], gone_after=5.0)
-    assert [len(told(sampler, second)) for second in (0, 30, 31)] == [1, 1, 0]
+    assert [len(told(sampler, second)) for second in (0, 10, 20, 30, 31)] == [1, 1, 1, 1, 0]
 
 
 def test_fresh_readings_of_a_failed_source_replace_their_namesakes() -> None:

@@ -42,6 +42,8 @@ _BYTES = {
     **{prefix: 1000**power for power, prefix in enumerate("kMGT", 1)},
     **{f"{prefix}i": 1024**power for power, prefix in enumerate("KMGT", 1)},
 }
+_LOOPBACK = re.compile(r"localhost|::1|127(?:\.(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])){3}")
+_MOST_PORTS = 64
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a header's name, RFC 9110
 
 
@@ -147,7 +149,14 @@ def _base_url(value: Any) -> str:
     url = _url(value).rstrip("/")
     if "?" in url or "#" in url:
         raise UnfitError
+    if url.endswith("/metrics"):  # as in every scrape config
+        raise UnfitError(f"expected {url.removesuffix('/metrics')}, without /metrics")
     return url
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether *host* is this machine and nothing else: localhost, 127.0.0.0/8, ::1. Another name may be anywhere."""
+    return _LOOPBACK.fullmatch(host.lower()) is not None
 
 
 def _items(value: Any) -> list[Any]:
@@ -194,6 +203,25 @@ def count(low: int, high: int) -> Kind[int]:
         "anyOf": [{"type": "integer", "minimum": low, "maximum": high}, {"type": "string", "pattern": "^[0-9]+$"}]
     }
     return Kind("number", f"a whole number from {low} to {high}", parse, int, schema)
+
+
+def _ports(value: Any) -> tuple[int, ...]:
+    found: dict[int, None] = {}
+    for item in _items(value):
+        first, last = _matched(re.compile("([0-9]{1,5})(?:-([0-9]{1,5}))?"), str(item)).groups()
+        low, high = int(first), int(last or first)
+        within(low, 1, high)
+        within(high, low, 65535)
+        found |= dict.fromkeys(range(low, min(high, low + _MOST_PORTS) + 1))
+    if len(found) > _MOST_PORTS:
+        raise UnfitError(f"expected at most {_MOST_PORTS} ports")
+    return tuple(found)
+
+
+def _share(value: Any) -> float:
+    share = _amount(value)
+    within(share, 0, 1)
+    return share
 
 
 def _amount(value: Any) -> float:
@@ -265,6 +293,25 @@ NAMES = _list_of(_line, "names")
 MAPPING = Kind("mapping", "k=v,k=v with %XX for special characters", _mapping, dict, _MAPPING)
 HEADERS = Kind("headers", "k=v,k=v with %XX for special characters", _headers, dict, _MAPPING)
 PORT = count(0, 65535)
+PORTS: Kind[tuple[int, ...]] = Kind(
+    "list",
+    "a list of ports and ranges of them such as 8000-8003,9000",
+    _ports,
+    lambda ports: [str(port) for port in ports],
+    {"anyOf": [{"type": ["string", "integer"]}, {"type": "array", "items": {"type": ["string", "integer"]}}]},
+)
+SHARE = Kind(
+    "number",
+    "a number above 0, at most 1",
+    _share,
+    _shortest,
+    {
+        "anyOf": [
+            {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+            {"type": "string", "pattern": rf"^{NUMBER}$"},
+        ]
+    },
+)
 
 
 def near(name: str, names: Iterable[str]) -> str:

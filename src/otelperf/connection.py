@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import select
 import socket
 import time
 from base64 import b64encode
@@ -79,9 +80,12 @@ class _Response(http.client.HTTPResponse):
 
 
 class Connection:
-    """A connection to the server of *url*, opened when needed and kept. Not for several threads at once."""
+    """A connection to the server of *url*, opened when needed and kept. Not for several threads at once.
 
-    def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
+    *server_name* is what the server's certificate has to be for, where that is not the host in *url*.
+    """
+
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None, server_name: str | None = None) -> None:
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -94,9 +98,11 @@ class Connection:
         self.path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._host = parts.hostname
         self._tls = tls
+        self._server_name = server_name or self._host
         self._secure = parts.scheme == "https"
         # Without a port, http.client would take the end of an IPv6 address for it.
-        self._port = port or (443 if self._secure else 80)
+        self._usual_port = 443 if self._secure else 80
+        self._port = port or self._usual_port
         self._connection: http.client.HTTPConnection | None = None
 
     def request(  # an HTTP request has these parts, and each limit is the caller's to set
@@ -114,6 +120,8 @@ class Connection:
         A kept connection that the server has closed meanwhile is opened anew, once.
         """
         deadline = time.monotonic() + timeout
+        if self._connection is not None and self._unasked():
+            self.close()
         while True:
             reused = self._connection is not None
             try:
@@ -128,6 +136,17 @@ class Connection:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def _unasked(self) -> bool:
+        """Say whether something came that nobody asked for: the end, or bytes that would pass for the next answer."""
+        if self._secure or self._connection is None:  # TLS has messages of its own
+            return False
+        sock = self._connection.sock
+        if not hasattr(select, "poll"):  # Windows
+            return bool(select.select([sock], [], [], 0)[0])
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _once(  # as request
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], deadline: float, limit: int
@@ -145,16 +164,25 @@ class Connection:
     def _open(self, deadline: float) -> http.client.HTTPConnection:
         remaining = _remaining(deadline)
         if self._connection is None:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=remaining)
+            connection.default_port = self._usual_port  # the Host header goes without it
+            connection.auto_open = 0  # it would open anew by itself, and without TLS
+            self._connection = connection
+            connection.connect()
+            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._secure:
-                self._connection = http.client.HTTPSConnection(
-                    self._host, self._port, timeout=remaining, context=self._tls
-                )
-            else:
-                self._connection = http.client.HTTPConnection(self._host, self._port, timeout=remaining)
-            self._connection.connect()
-            self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection.sock.settimeout(remaining)
+                # As http.client.HTTPSConnection does, which is not there where OpenSSL was left out at the start.
+                connection.sock.settimeout(_remaining(deadline))
+                connection.sock = self._context().wrap_socket(connection.sock, server_hostname=self._server_name)
+        self._connection.sock.settimeout(_remaining(deadline))
         return self._connection
+
+    def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            import ssl
+
+            self._tls = ssl.create_default_context()
+        return self._tls
 
     def _read(self, response: http.client.HTTPResponse, limit: int) -> bytes:
         """Read the body in pieces: an endless one must not fill the memory."""

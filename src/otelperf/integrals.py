@@ -44,6 +44,9 @@ class Integrals:
         """Return the snapshot with the integrals as further batches, each at the time up to which its totals are known."""
         if not self._names:
             return snapshot
+        for source in snapshot.health:
+            if source.interval is not None:  # it was slowed: what is further apart is no gap yet
+                self.add(source.source, source.interval)
         streams: dict[tuple[str, str, frozenset[object]], _Stream] = {}
         batches: list[Batch] = []
         for batch in snapshot.batches:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import threading
 import time
@@ -53,6 +54,10 @@ class Repeats:
             self._seen[key] = (now, 0)
             return held
 
+    def renew_lock(self) -> None:
+        """In a forked child: a thread of the parent's may have held it."""
+        self._lock = threading.Lock()
+
     def _make_room(self, now: float) -> None:
         if len(self._seen) < _MOST_KEYS:
             return
@@ -62,6 +67,9 @@ class Repeats:
 
 
 _REPEATS = Repeats()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_REPEATS.renew_lock)
 
 
 class Log:

@@ -31,17 +31,20 @@ def batch(  # noqa: PLR0913 # each a part of the agent that reports here
     *,
     bounds: Mapping[str, Bound] = _NO_BOUNDS,
     budgeted: bool = False,
+    spans: SenderStats | None = None,
 ) -> Batch:
     """Fold everything the agent knows of itself into one batch; *start* is when it began to count (Unix ns).
 
     *bounds* by metric; those of the agent's own metrics are left out: two series each, and nobody asks. *budgeted*: there is a
-    budget for all streams, so its factor says something.
+    budget for all streams, so its factor says something. *spans*: what the sender of spans did; nothing is said before the first.
     """
     readings = [*_gate(gate, start), *_bounds(bounds), *_sources(health, start)]
     if budgeted:
         readings.append(Reading("otelperf.gate.budget.factor", gate.factor))
     if sender is not None:
         readings += _sender(sender, start)
+    if spans is not None and (spans.waiting or any(spans.points.values())):
+        readings += _spans(spans, start)
     if tick_seconds is not None:
         readings.append(Reading("otelperf.tick.duration", tick_seconds))
     readings.append(Reading("otelperf.tick.missed", missed, start=start))
@@ -78,6 +81,21 @@ def _sender(stats: SenderStats, start: int) -> list[Reading]:
     ]
 
 
+def _spans(stats: SenderStats, start: int) -> list[Reading]:
+    """Use the conventions' names: what failed has an error.type, and what was rejected has failed."""
+    points = stats.points
+    delivered = points["delivered"] - points["rejected"]
+    failed = {outcome: n for outcome in ("refused", "dropped", "rejected") if (n := points[outcome])}
+    return [
+        Reading("otel.sdk.exporter.span.exported", delivered, start=start),
+        *(
+            Reading("otel.sdk.exporter.span.exported", n, _of("error.type", outcome), start)
+            for outcome, n in failed.items()
+        ),
+        Reading("otel.sdk.exporter.span.inflight", stats.waiting),
+    ]
+
+
 def _bounds(bounds: Mapping[str, Bound]) -> Iterator[Reading]:
     """Yield what is not 0: a metric without either sends every change."""
     for metric, bound in bounds.items():
@@ -98,6 +116,8 @@ def _sources(health: tuple[Health, ...], start: int) -> list[Reading]:
         attributes = _of("otelperf.source.name", source.source)
         readings.append(Reading("otelperf.source.success", int(source.ok), attributes))
         readings.append(Reading("otelperf.source.duration", source.duration, attributes))
+        if source.interval is not None:
+            readings.append(Reading("otelperf.source.interval", source.interval, attributes))
         if source.failures:
             readings.append(Reading("otelperf.source.failures", source.failures, attributes, start))
         if source.last_success is not None:

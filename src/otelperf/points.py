@@ -20,10 +20,16 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otelperf import catalog
-from otelperf.readings import Buckets, Reading, Snapshot
+from otelperf.readings import Buckets, Native, Reading, Snapshot
 
 SCOPE_NAME = "otelperf"
 _CUMULATIVE = AggregationTemporality.CUMULATIVE
+
+
+class CountsUp(Sum):
+    """A counter that is sent as a sum that may fall: Prometheus puts ``_total`` behind the name of every other."""
+
+    counts_up = True  # the gate asks
 
 
 class Points:
@@ -31,11 +37,12 @@ class Points:
 
     def __init__(self, resources: Mapping[str, Resource], version: str) -> None:
         self._resources = resources
-        self._scope = InstrumentationScope(SCOPE_NAME, version)
+        self.scope = InstrumentationScope(SCOPE_NAME, version)
 
     def of(self, snapshot: Snapshot) -> MetricsData:
         """Build one entry a resource, one scope in it, one metric a name; a start time of 0 means that the source knew none."""
         entities: dict[str, dict[str, list[NumberDataPoint | HistogramDataPoint]]] = {}
+        natives: dict[tuple[str, str], Native] = {}
         for batch in snapshot.batches:
             metrics = entities.setdefault(batch.entity, {})
             for reading in batch.readings:
@@ -43,12 +50,20 @@ class Points:
                 points = metrics.get(reading.name)
                 if points is None:
                     metrics[reading.name] = [point]
+                    if reading.native is not None:
+                        natives[batch.entity, reading.name] = reading.native
                 else:
                     points.append(point)
-        return MetricsData([self._resource(entity, metrics) for entity, metrics in entities.items()])
+        return MetricsData([self._resource(entity, metrics, natives) for entity, metrics in entities.items()])
 
-    def _resource(self, entity: str, metrics: dict[str, list[NumberDataPoint | HistogramDataPoint]]) -> ResourceMetrics:
-        scope = ScopeMetrics(self._scope, [_metric(name, points) for name, points in metrics.items()], "")
+    def _resource(
+        self,
+        entity: str,
+        metrics: dict[str, list[NumberDataPoint | HistogramDataPoint]],
+        natives: Mapping[tuple[str, str], Native],
+    ) -> ResourceMetrics:
+        made = [_metric(name, points, natives.get((entity, name))) for name, points in metrics.items()]
+        scope = ScopeMetrics(self.scope, made, "")
         return ResourceMetrics(self._resources[entity], [scope], "")
 
 
@@ -63,13 +78,17 @@ def _point(reading: Reading, time: int) -> NumberDataPoint | HistogramDataPoint:
     )
 
 
-def _metric(name: str, points: list[NumberDataPoint | HistogramDataPoint]) -> Metric:
-    row = catalog.BY_NAME[name]
+def _metric(name: str, points: list[NumberDataPoint | HistogramDataPoint], native: Native | None) -> Metric:
+    row = native or catalog.BY_NAME[name]
     data: Gauge | Sum | Histogram
     if row.kind == "gauge":
         data = Gauge(points)  # type: ignore[arg-type] # the catalogue says which kind of point a name has
     elif row.kind == "histogram":
         data = Histogram(points, _CUMULATIVE)  # type: ignore[arg-type] # as above
+    elif row.kind == "sum":
+        data = CountsUp(points, _CUMULATIVE, is_monotonic=False)  # type: ignore[arg-type] # as above
     else:
         data = Sum(points, _CUMULATIVE, row.kind == "counter")  # type: ignore[arg-type] # as above
-    return Metric(name, row.meaning, row.unit, data)
+    # Prometheus puts a unit behind a name: a native one has it already.
+    unit = row.unit if isinstance(row, catalog.Metric) else ""
+    return Metric(name, row.meaning, unit, data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 Attribute = str | bool | int | float
 Attributes = Mapping[str, Attribute]
@@ -23,8 +23,21 @@ class Buckets:
     counts: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Native:
+    """A series that goes out under the name that its server gave it: what the server's page says of it.
+
+    ``sum`` is a counter whose name Prometheus would change if it were told that it is one (it has no ``_total`` at its end).
+    """
+
+    kind: Literal["gauge", "counter", "sum", "histogram"]
+    meaning: str = ""
+
+
 class Reading(NamedTuple):
     """One value of one metric of the catalogue; *start* is the Unix time in ns since which a counter counts, if known.
+
+    With *native* it is no metric of the catalogue, but a series of a server's own.
 
     Sources build their attribute mappings once and hand out the same object each time: the way to the gate is then cheap.
     """
@@ -33,6 +46,7 @@ class Reading(NamedTuple):
     value: float | Buckets
     attributes: Attributes = NO_ATTRIBUTES
     start: int | None = None
+    native: Native | None = None
 
 
 class Source(Protocol):
@@ -66,7 +80,10 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How the last reads of a source went. Times are Unix ns, durations seconds; None is never."""
+    """How the last reads of a source went. Times are Unix ns, durations seconds; None is never.
+
+    *interval* is the pace of a source that may be slowed, as it is now (s); None: its pace is as set.
+    """
 
     source: str
     ok: bool
@@ -75,6 +92,7 @@ class Health:
     duration: float
     last_success: int | None
     failures: int
+    interval: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""TLS as the OTEL_EXPORTER_OTLP_* files describe it. Imported only for https endpoints."""
+"""TLS as the files in the settings describe it. Imported only for https."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import ssl
 from otelperf.errors import ConfigError
 
 
-def context(certificate: str | None, client_certificate: str | None, client_key: str | None) -> ssl.SSLContext:
-    """Return a context that trusts *certificate* (or the system's), and shows the client's own where given."""
+def context(
+    certificate: str | None, client_certificate: str | None, client_key: str | None, section: str = "export"
+) -> ssl.SSLContext:
+    """Return a context that trusts *certificate* (or the system's), and shows the client's own where given.
+
+    *section* of the settings is where the files are named, if one cannot be used. Raises ConfigError.
+    """
     try:
         made = ssl.create_default_context(cafile=certificate)
         if client_certificate:
@@ -16,6 +21,7 @@ def context(certificate: str | None, client_certificate: str | None, client_key:
             made.load_cert_chain(client_certificate, client_key, password="")
     except (OSError, ssl.SSLError) as error:
         named = ", ".join(path for path in (certificate, client_certificate, client_key) if path)
-        msg = f"cannot use the TLS files {named}: {error}; check export.certificate, export.client_certificate, export.client_key"
+        keys = ", ".join(f"{section}.{key}" for key in ("certificate", "client_certificate", "client_key"))
+        msg = f"cannot use the TLS files {named}: {error}; check {keys}"
         raise ConfigError(msg) from error
     return made

@@ -148,6 +148,10 @@ def test_an_agent_killed_and_restarted_goes_on_with_the_same_series(
     complete(llama, 50)
     wait_until(lambda: has(prometheus, "otelperf_server_tokens_total > 0"), 30, "the tokens did not arrive")
     wait_until(lambda: has(prometheus, "system_cpu_time_seconds_total"), 30, "CPU time did not arrive")
+    # Rates need two readings, and come last.
+    wait_until(
+        lambda: has(prometheus, "otelperf_server_token_throughput_per_second"), 30, "the throughput did not arrive"
+    )
     before = {json.dumps(s["metric"], sort_keys=True) for s in query(prometheus.url, '{job=~"host|llama.cpp"}')}
     agent.kill()
     agent.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -30,6 +31,16 @@ def saying(answers: Mapping[str, bytes | str]) -> Answer:
         return True
 
     return answer
+
+
+def free_ports(count: int) -> range:
+    """Return ports in a row that nobody has, below those that the system gives to clients: they stay free."""
+    while True:
+        ports = range(first := random.randrange(15_000, 32_000), first + count)
+        with suppress(OSError):
+            for port in ports:
+                socket.create_server(("127.0.0.1", port)).close()
+            return ports
 
 
 class Loopback:

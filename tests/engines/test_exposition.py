@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
+import tracemalloc
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from otelperf.sources.engines.exposition import Found, Page, Reader, Sample, parse
+from otelperf.sources.engines.exposition import Found, Reader
+from otelperf.sources.engines.native import Chosen
 
 CAPTURES = Path(__file__).resolve().parent.parent / "captures"
 PAGES = sorted(CAPTURES.glob("*/*.txt"))
 WANTED = {"x", "ns:x_total"}
+
+
+class Sample(NamedTuple):
+    """One line."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
+
+class Page(NamedTuple):
+    """The wanted samples, how many wanted lines could not be read, and the first of those."""
+
+    samples: list[Sample]
+    malformed: int
+    first_malformed: str
+
+
+def parse(text: str, wanted: set[str]) -> Page:
+    """Read one page alone."""
+    found = Reader(wanted).read(text)
+    samples = [Sample(place.name, place.labels, value) for lines in found.lines.values() for place, value in lines]
+    return Page(samples, found.malformed, found.first_malformed)
 
 
 def told_by_prometheus_client(page: str) -> list[Sample]:
@@ -217,6 +245,19 @@ def test_a_line_with_a_time_is_never_read_by_its_end() -> None:
     assert [{"x": [5.0]}] * 3 == [values(reader.read(f"x 5 {time}\n")) for time in (170, 171, 172)]
 
 
+def test_a_page_of_wanted_lines_without_end_is_not_remembered() -> None:
+    page = "".join(f'x{{a="{number}"}} {number}\n' for number in range(30_000))
+    reader = Reader(WANTED)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        assert [len(reader.read(page).lines["x"]) for _ in range(2)] == [30_000] * 2
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 10 * 2**20
+
+
 def test_a_wanted_line_in_place_of_another_is_seen_within_a_dozen_pages() -> None:
     reader = Reader(WANTED)
     reader.read("x 1\ny 1\n")
@@ -233,3 +274,9 @@ def test_one_page_after_the_other_is_as_each_alone(pages: list[list[str]]) -> No
     for number, lines in enumerate(pages):
         page = "\n".join([*lines, *[""] * (10 * number)])
         assert values(Reader(WANTED).read(page)) == values(reader.read(page))
+
+
+def test_an_empty_line_is_none_whatever_is_wanted() -> None:
+    reader = Reader(Chosen(["*"]))
+    found = reader.read("a 1\n\n  \n# HELP a\n")
+    assert (list(found.lines), found.malformed) == (["a"], 0)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from otelperf import config
+from otelperf import config, config_maps
 from otelperf.agent import make_finder, make_servers
 from otelperf.errors import SourceError, SourceFailed, SourceFlawed
 from otelperf.readings import Reading
 from otelperf.sources.engines import ENGINES
 from otelperf.sources.engines.engine import Engine
 from otelperf.sources.engines.finder import Finder
+from otelperf.sources.engines.llamacpp import LLAMACPP
 from otelperf.sources.engines.server import Server
-from tests.engines.loopback import Loopback, message, saying
+from tests.engines.loopback import Loopback, free_ports, message, saying
 
 CAPTURES = Path(__file__).resolve().parent.parent / "captures"
 SECOND = 1_000_000_000
@@ -133,7 +135,7 @@ def test_one_that_hangs_while_it_is_looked_at_has_failed() -> None:
 
 
 def test_the_settings_know_the_engines() -> None:
-    assert {engine.name for engine in ENGINES} == set(config.ENGINES)
+    assert {engine.name for engine in ENGINES} == set(config_maps.ENGINES)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +143,9 @@ def test_the_settings_know_the_engines() -> None:
     [
         ({"mode": "sidecar"}, True),
         ({"mode": "node"}, False),
-        ({"mode": "sidecar", "server.url": "http://a"}, False),
-        ({"mode": "sidecar", "server.url": "http://a", "server.find": "true"}, True),
+        ({"mode": "sidecar", "server.url": "http://localhost"}, False),
+        ({"mode": "node", "server.ports": "9000"}, True),
+        ({"mode": "sidecar", "server.url": "http://localhost", "server.find": "true"}, True),
         ({"mode": "node", "server.find": "true"}, True),
         ({"mode": "sidecar", "server.find": "false"}, False),
     ],
@@ -225,6 +228,17 @@ def test_a_server_that_comes_late_is_found() -> None:
         assert len(finder.found) == 1
 
 
+def test_a_clock_that_is_set_back_does_not_put_the_next_look_off() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    finder = Finder(ENGINES, ports=(port,))
+    finder.read(START)
+    with Loopback(saying({"/metrics": VLLM_PAGE}), port=port):
+        for second in range(5, 40, 5):
+            finder.read(START + (second - 3600) * SECOND)
+        assert len(finder.found) == 1
+
+
 def looks(loopback: Loopback, seconds: int) -> list[int]:
     """Return the seconds at which the finder, read each 5 s, asked for /metrics."""
     finder = Finder(ENGINES, ports=(loopback.port,))
@@ -243,10 +257,22 @@ def test_a_stranger_is_asked_more_and_more_seldom() -> None:
         assert all(line.startswith(b"GET ") for line in stranger.headers)
 
 
-def test_a_stranger_is_asked_for_the_common_page_only_where_no_engine_usually_listens() -> None:
+def usually_at(*ports: int) -> tuple[Engine, ...]:
+    """Return the engines, of which vLLM alone listens at *ports*, and the others nowhere."""
+    return tuple(replace(engine, ports=ports if engine.name == "vllm" else ()) for engine in ENGINES)
+
+
+def test_a_stranger_is_asked_for_the_common_page_only_where_no_other_engine_usually_listens() -> None:
     with Loopback(saying({})) as stranger:
-        Finder(ENGINES, ports=(stranger.port,)).read(START)
+        Finder(usually_at(stranger.port)).read(START)
         assert stranger.paths == ["/metrics"]
+
+
+def test_where_a_person_says_to_look_each_page_of_the_fingerprints_is_asked_for() -> None:
+    with Loopback(saying({"/api/ps": '{"models": []}'})) as ollama:
+        finder = Finder(ENGINES, ports=(ollama.port,))
+        finder.read(START)
+    assert found(finder) == [(ollama.url, "ollama")]
 
 
 def test_one_that_loads_is_asked_each_half_minute() -> None:
@@ -275,14 +301,42 @@ def test_an_endless_page_is_left_alone() -> None:
     assert not finder.found
 
 
-def test_a_server_whose_url_was_given_is_not_found_as_well(vllm: Loopback) -> None:
-    for host in ("127.0.0.1", "localhost", "[::1]"):
-        finder = Finder(ENGINES, (f"http://{host}:{vllm.port}/base",), ports=(vllm.port, 1))
-        assert finder.ports == (1,)
-    assert Finder(ENGINES, ("http://far.example:8000",), ports=(8000,)).ports == (8000,)
+@pytest.mark.parametrize(
+    ("url", "looked_at"),
+    [
+        ("http://127.0.0.1:8000/base", False),
+        ("http://localhost:8000", False),
+        ("http://[::1]:8000", False),
+        ("http://10.0.0.7:8000", False),  # the pod's own
+        ("http://far.example:8000", True),
+    ],
+)
+def test_a_server_whose_url_was_given_is_not_found_as_well(url: str, looked_at: bool) -> None:
+    more = {"server.find": "true", "server.remote": "true", "k8s.pod_ip": "10.0.0.7,fd00::7"}
+    finder = make_finder(config.load({"server.url": url, **more}, {}, None))
+    assert finder
+    assert (8000 in finder.ports) == looked_at
+
+
+def test_the_agents_own_port_is_not_looked_at() -> None:
+    finder = make_finder(config.load({"server.ports": "9464-9466", "endpoint.port": "9465"}, {}, None))
+    assert finder
+    assert finder.ports == (9464, 9466)
 
 
 def test_the_usual_ports_are_those_of_the_engines_each_once() -> None:
     ports = Finder(ENGINES).ports
     assert set(ports) == {port for engine in ENGINES for port in engine.ports}
     assert len(set(ports)) == len(ports)
+
+
+def test_it_says_once_that_nothing_was_found_and_who_wants_a_login() -> None:
+    with Loopback(saying({"/metrics": message("no", "401 Unauthorized")})) as closed:
+        (free,) = free_ports(1)
+        finder = Finder((LLAMACPP,), ports=[closed.port, free])
+        for second in (0, 60, 120):
+            finder.read(START + second * SECOND)
+    assert list(finder.notes) == [
+        f"http://127.0.0.1:{closed.port} wants a login: if it is your server, name it in server.url",
+        f"no inference server yet on ports {closed.port}, {free} of 127.0.0.1; they are looked at again",
+    ]

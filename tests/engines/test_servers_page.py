@@ -45,8 +45,14 @@ def test_a_servers_table_says_which_series_each_metric_is(engine: Engine) -> Non
 @EACH
 def test_every_series_that_is_read_is_in_the_servers_table(engine: Engine) -> None:
     said = {series for _, _, source, _ in rows(engine) for series in re.findall(r"`([\w:]+)`", source)}
-    common = {engine.started, *engine.counters}
+    common = {engine.started, *engine.counters, *engine.steps}  # steps have a table of their own
     assert engine.series() - said - common == set()
+
+
+def test_the_table_of_steps_is_that_of_the_maps() -> None:
+    [table] = re.findall(r"<!-- steps: checked .*?-->\n(.*?)<!-- end of steps -->", PAGE, flags=re.DOTALL)
+    said = {line.split("|")[1].strip(): re.findall(r"`([\w:]+)`", line) for line in table.splitlines()[2:]}
+    assert {engine.name: list(engine.steps) for engine in ENGINES if engine.steps} == said
 
 
 def test_the_tables_name_the_attribute_of_token_types() -> None:

@@ -142,6 +142,22 @@ def test_the_time_to_the_first_answer_is_in_seconds() -> None:
     assert (first.count, first.sum, first.bounds, first.counts) == (3, pytest.approx(0.7), (0.1, 0.5), (1, 2, 0))
 
 
+def test_of_two_times_to_the_first_token_of_one_model_the_finer_is_taken() -> None:
+    """vLLM behind a Triton that counts first responses as well; another model has those alone."""
+    coarse = "".join(
+        f'nv_inference_first_response_histogram_ms_{part}{{model="{model}",version="1"{more}}} {value}\n'
+        for model in ("llama", "other")
+        for part, more, value in [("sum", "", 700), ("bucket", ',le="100"', 1), ("bucket", ',le="+Inf"', 3)]
+    )
+    with reading(TRITON, {"/metrics": VLLM + coarse}) as (server, _):
+        readings, said = read(server)
+    assert said == ""
+    [first] = values(readings, "gen_ai.server.time_to_first_token", {"gen_ai.request.model": "llama"})
+    assert [first.count] == series(VLLM, "vllm:time_to_first_token_seconds_count")
+    [other] = values(readings, "gen_ai.server.time_to_first_token", {"gen_ai.request.model": "other"})
+    assert other.bounds == (0.1,)
+
+
 def test_after_a_restart_tokens_count_from_it() -> None:
     with restarted(TRITON, {}, "/metrics", VLLM_LATER, VLLM) as (readings, _):
         [made] = series(VLLM, "vllm:generation_tokens_total")

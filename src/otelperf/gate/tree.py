@@ -160,7 +160,8 @@ def shape_of(metric: Metric) -> str | None:
     if data.aggregation_temporality is not AggregationTemporality.CUMULATIVE:
         return None
     if isinstance(data, Sum):
-        return "monotonic" if data.is_monotonic else "sum"
+        # A counter may have to go as a sum that is not called monotonic, for its name's sake: it says so by ``counts_up``.
+        return "monotonic" if data.is_monotonic or getattr(data, "counts_up", False) else "sum"
     return "histogram" if isinstance(data, Histogram) else "exponential"
 
 

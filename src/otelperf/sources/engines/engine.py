@@ -7,7 +7,7 @@ engines stay apart by themselves, and a label that no map names is summed over o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,7 +61,8 @@ class Take:
     largest taken, or (``first``) not expected: the first is kept and the others told. *scale* turns the server's unit into
     the metric's. With *zero*, a page that has the series but no sample that fits *only* says 0: client libraries show a
     label's value from its first use on. *number*: the value is what this label says, as info series have it.
-    A *histogram*'s series is named without ``_bucket``, and passes with the server's own bounds.
+    A *histogram*'s series is named without ``_bucket``, and passes with the server's own bounds. A *fallback* is made only for
+    attributes for which no item before it has made the metric.
     """
 
     series: Names
@@ -74,6 +75,7 @@ class Take:
     scale: float = 1.0
     zero: bool = False
     number: str = ""
+    fallback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,9 @@ class Engine:
     asked once a minute (a status in *facts_quiet* is no trouble). *derive* makes readings of two successive scrapes (the
     first None at the start) where no item can; *also* are series that only *derive* needs. *counters* fall only when the
     server was restarted. *started* is the series with the process' start (Unix seconds), if the server has one.
-    A server without a metrics page has the *metrics_path* ``""``.
+    *steps* are series that change with each step of work, not only when a request ends: they tell an engine that is stuck.
+    A server without a metrics page has the *metrics_path* ``""``. *native* are the series, as globs, that are sent under
+    their own names as well.
     """
 
     name: str
@@ -195,6 +199,8 @@ class Engine:
     also: tuple[str, ...] = ()
     counters: tuple[str, ...] = ()
     started: str | None = None
+    steps: tuple[str, ...] = ()
+    native: tuple[str, ...] = ()
 
     @property
     def takes(self) -> tuple[Take, ...]:
@@ -208,7 +214,7 @@ class Engine:
     def series(self) -> frozenset[str]:
         """Return the series that are read, a histogram's without its parts."""
         named = (name for item in self.items for names in _names_in(item) for name in names_of(names))
-        return frozenset({*named, *self.also, *self.counters, *([self.started] if self.started else [])})
+        return frozenset({*named, *self.also, *self.counters, *self.steps, *([self.started] if self.started else [])})
 
     def wanted(self) -> frozenset[str]:
         """Return the names of the lines that are read off the metrics page."""
@@ -219,6 +225,23 @@ class Engine:
                 *(name + part for name in histograms for part in ("_bucket", "_sum")),
             }
         )
+
+
+def unmapped(engine: Engine) -> Engine:
+    """Return the server with nothing but its own names; one without a metrics page has none, and stays as it is."""
+    if not engine.metrics_path:
+        return engine
+    return replace(
+        engine,
+        items=(),
+        pages=(),
+        derive=_nothing,
+        also=(),
+        steps=(),
+        facts_path="",
+        facts_readings=lambda _: [],
+        labels={},
+    )
 
 
 def _names_in(item: Item) -> list[Names]:

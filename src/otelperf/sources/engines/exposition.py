@@ -8,8 +8,7 @@ Format: https://prometheus.io/docs/instrumenting/exposition_formats/
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Container, Mapping
 from math import inf, isfinite
 from operator import sub
 from typing import Any, NamedTuple
@@ -29,25 +28,12 @@ _NAME_END = re.compile(r"[{ \t]")
 _ESCAPE = re.compile(r"\\(.)")
 _KNOWN = 6 * 2**20  # bytes of lines that are remembered, about
 _PLACE = 600  # bytes that one takes besides its text
+_LAID_OUT = 25_000  # lines, some 20 MiB: a page with more is read whole each time
+_COMMENTS = 10_000  # lines remembered
+_LONGEST_HELP = 1_000  # characters
 _TRUSTED = 11  # pages that are read by the places of the lines alone, between two that are read whole
 _COUNTABLE = 2.0**53  # a larger count is none, and OTLP could not carry it
 _UNESCAPED = {"n": "\n", "\\": "\\", '"': '"'}
-
-
-class Sample(NamedTuple):
-    """One line."""
-
-    name: str
-    labels: Mapping[str, str]
-    value: float
-
-
-class Page(NamedTuple):
-    """The wanted samples, how many wanted lines could not be read, and the first of those."""
-
-    samples: list[Sample]
-    malformed: int
-    first_malformed: str
 
 
 class Place:
@@ -72,15 +58,57 @@ class Found(NamedTuple):
     first_malformed: str
 
 
+class Families:
+    """What the comments of a page say of its series: their types and helps, for the names in *wanted*.
+
+    *changes* counts how often something new was said.
+    """
+
+    def __init__(self, wanted: Container[str]) -> None:
+        self.changes = 0
+        self._wanted = wanted
+        self._kinds: dict[str, str] = {}
+        self._meanings: dict[str, str] = {}
+        self._seen: set[int] = set()  # hashes: the comments themselves may be long
+
+    def read(self, comment: str) -> None:
+        """Read ``# TYPE name kind`` or ``# HELP name text``. Never raises."""
+        seen = hash(comment)
+        if seen in self._seen:
+            return
+        if len(self._seen) > _COMMENTS:  # a server that invents names must not fill our memory
+            self._seen, self._kinds, self._meanings = set(), {}, {}
+        self._seen.add(seen)
+        _, what, name, rest = (*comment.split(None, 3), "", "", "", "")[:4]
+        if what not in {"TYPE", "HELP"} or not (name in self._wanted or f"{name}_total" in self._wanted):
+            return
+        self.changes += 1
+        if what == "TYPE":
+            if self._kinds.get(name, rest) != rest:
+                self._seen = {seen}  # the other type may come back
+            self._kinds[name] = rest
+        else:
+            self._meanings[name] = _ESCAPE.sub(lambda m: _UNESCAPED.get(m[1], m[0]), rest)[:_LONGEST_HELP]
+
+    def kind(self, name: str) -> str:
+        """Return the type of the series of that name, ``""`` if none is told."""
+        return self._kinds.get(name, "")
+
+    def meaning(self, name: str) -> str:
+        """Return the help of the series of that name, ``""`` if there is none."""
+        return self._meanings.get(name, "")
+
+
 class Reader:
     """Reads a server's pages, one after the other: they repeat all but the values.
 
     So names and labels are taken apart once. And in a page of as many lines as the last, where each wanted line is where it was,
-    the others are not looked at; every twelfth page is read whole all the same.
+    the others are not looked at; every twelfth page is read whole all the same. Comments go to *families*.
     """
 
-    def __init__(self, wanted: AbstractSet[str]) -> None:
+    def __init__(self, wanted: Container[str], families: Families | None = None) -> None:
         self._wanted = wanted
+        self._families = families
         self._places: dict[str, Place] = {}
         self._known = 0
         # By series, each line: its number, how it begins, how long that is.
@@ -128,7 +156,9 @@ class Reader:
             place = places.get(head)
             if place is None or (read := _number(value)) is None:
                 line = line.strip()  # noqa: PLW2901 # blanks around a line mean nothing
-                if line[:1] == "#":
+                if line[:1] in {"#", ""}:
+                    if line and self._families is not None:
+                        self._families.read(line)
                     continue
                 end = _NAME_END.search(line)
                 if (line[: end.start()] if end else line) not in wanted:
@@ -144,7 +174,10 @@ class Reader:
                 layout.setdefault(place.name, []).append((number, head + " ", len(head) + 1, place))
             else:  # with a time or an exemplar, the value is not its end
                 odd = True
-        return Found(lines, malformed, first), bool(layout) and not (malformed or odd)
+        plain = 0 < sum(map(len, layout.values())) <= _LAID_OUT and not (malformed or odd)
+        if not plain:
+            self._layout = {}
+        return Found(lines, malformed, first), plain
 
     def _take_apart(self, line: str) -> tuple[Place, float] | None:
         match = _LINE.fullmatch(line)
@@ -179,13 +212,6 @@ def as_buckets(running: Mapping[float, float], total: float | None) -> Buckets |
     if min(counts) < 0:
         return None
     return Buckets(whole[-1], total, tuple(bounds[:-1]), counts)
-
-
-def parse(text: str, wanted: AbstractSet[str]) -> Page:
-    """Read one page. Never raises."""
-    found = Reader(wanted).read(text)
-    samples = [Sample(place.name, place.labels, value) for lines in found.lines.values() for place, value in lines]
-    return Page(samples, found.malformed, found.first_malformed)
 
 
 def _number(text: str) -> float | None:

@@ -146,8 +146,8 @@ LLAMACPP = Engine(
     ),
     also=(_DECODES, _BUSY),
     counters=(_PROMPT, _PREDICTED, _DECODES),
+    steps=(_PROMPT, _DECODES),
     off={
-        401: "it asks for an API key, which otelperf does not send",
         404: "start llama-server with --metrics (a router also wants ?model=)",
         501: "start llama-server with --metrics",
     },

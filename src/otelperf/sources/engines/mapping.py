@@ -25,8 +25,8 @@ from otelperf.sources.engines.engine import (
 from otelperf.sources.engines.exposition import Lines, Place, as_buckets
 
 _SECOND = 1e9
-_STREAMS = 256  # streams of one item at most: labels whose values users choose must not become series without end
-_LONGEST = 200  # characters of a label's value
+STREAMS = 256  # streams of one item at most: labels whose values users choose must not become series without end
+LONGEST = 200  # characters of a label's value
 _REMEMBERED = 10_000  # attribute sets
 _COUNTABLE = 2**53
 
@@ -39,7 +39,7 @@ class Mapper:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._attributes: dict[tuple[Any, ...], Attributes] = {}
-        self._cells: dict[tuple[int, frozenset[tuple[str, str]]], _Cell] = {}
+        self._cells: dict[tuple[int, int], Cell] = {}  # by item and the hash of the labels, which may be long
         self._before: dict[int, _Amounts] = {}  # by the identity of an Of
         self._time = 0
 
@@ -54,9 +54,15 @@ class Mapper:
         found: list[Reading] = []
         for item in self._engine.items:
             made = self._made(item, page, seconds, start)
-            if len(made) > _STREAMS and not (isinstance(item, Take) and item.combine == "first"):
-                troubles.append(f"{len(made)} series of {made[0].name}, {_STREAMS} at most are taken")
-                made = made[:_STREAMS]
+            if isinstance(item, Take) and item.fallback:
+                told = [reading.attributes for reading in found if reading.name == item.metric]
+                made = [reading for reading in made if reading.attributes not in told]
+            if len(made) > STREAMS:
+                streams = dict.fromkeys(id(reading.attributes) for reading in made)  # those not told apart are one
+                if len(streams) > STREAMS:
+                    troubles.append(f"{len(streams)} series of {made[0].name}, {STREAMS} at most are taken")
+                    taken = set(list(streams)[:STREAMS])
+                    made = [reading for reading in made if id(reading.attributes) in taken]
             found += made
         self._before, self._time = {id(of): page.amounts(of) for of in self._growing()}, now
         return found
@@ -124,7 +130,7 @@ class Mapper:
 
     def _histograms(self, take: Take, page: _Page, start: int | None) -> list[Reading]:
         series = page.chosen(take.series, "_bucket")
-        cells: list[_Cell] = []
+        cells: list[Cell] = []
         take_id = id(take)
         for part in ("_bucket", "_sum"):
             for place, value in page.lines(series + part):
@@ -149,18 +155,18 @@ class Mapper:
                 found[whose] = reading._replace(value=_together(reading.value, buckets))
         return list(found.values())
 
-    def _cell(self, take: Take, place: Place, part: str) -> tuple[_Cell | None, float | None]:
+    def _cell(self, take: Take, place: Place, part: str) -> tuple[Cell | None, float | None]:
         """Return where a histogram's line is put, and its upper bound, None for its sum."""
-        bound = _bound(place.labels.get("le", "")) * take.scale if part == "_bucket" else None
+        bound = upper_bound(place.labels.get("le", "")) * take.scale if part == "_bucket" else None
         attributes = self._place(take, place.labels)
         if attributes is None or bound != bound:  # NaN is no bound
             return None, None
-        key = (id(take), frozenset(item for item in place.labels.items() if item[0] != "le"))
+        key = (id(take), hash(frozenset(item for item in place.labels.items() if item[0] != "le")))
         cell = self._cells.get(key)
         if cell is None:
             if len(self._cells) > _REMEMBERED:
                 self._cells.clear()
-            cell = self._cells[key] = _Cell(attributes)
+            cell = self._cells[key] = Cell(attributes)
         return cell, bound
 
     def _states(self, item: States, page: _Page) -> list[Reading]:
@@ -170,7 +176,7 @@ class Mapper:
         )
         found: list[Reading] = []
         name = self._engine.labels.get(item.worker, "")
-        for key, running in list(page.amounts(item.running).items())[:_STREAMS]:
+        for key, running in list(page.amounts(item.running).items())[:STREAMS]:
             state = "sleeping" if asleep.get(key, 0.0) > 0 else "active" if running > 0 else "idle"
             worker = {WORKER_ID: dict(key)[name]} if name in dict(key) else {}
             found += [
@@ -200,7 +206,7 @@ class Mapper:
         return found
 
 
-class _Cell:
+class Cell:
     """The lines of one histogram, by upper bound; the sum is under None."""
 
     __slots__ = ("attributes", "values")
@@ -237,7 +243,7 @@ class _Page:
                 except KeyError:
                     fits = _fits(of.only, place.labels)
                     key = place.memo[id(of)] = _named(place.labels, self._labels) if fits else None
-                if key is not None and isfinite(value):
+                if key is not None and isfinite(value) and (key in found or len(found) < _REMEMBERED):
                     found[key] = found.get(key, 0.0) + value
         return found
 
@@ -247,7 +253,7 @@ def _fits(only: Mapping[str, tuple[str, ...]], labels: Mapping[str, str]) -> boo
 
 
 def _named(labels: Mapping[str, str], names: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple((new, labels[old][:_LONGEST]) for old, new in names.items() if labels.get(old))
+    return tuple((new, labels[old][:LONGEST]) for old, new in names.items() if labels.get(old))
 
 
 def _added(parts: Iterable[_Amounts]) -> _Amounts:
@@ -281,7 +287,8 @@ def _number_in(place: Place, label: str) -> float | None:
     return value if isfinite(value) else None
 
 
-def _bound(text: str) -> float:
+def upper_bound(text: str) -> float:
+    """Read a bucket's label ``le``; NaN is none."""
     try:
         return float(text)
     except ValueError:

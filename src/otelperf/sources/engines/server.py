@@ -3,28 +3,62 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from otelperf.connection import Answer, Connection, HttpError, Unreachable, without_login
-from otelperf.errors import SourceFailed, SourceFlawed
-from otelperf.readings import Attribute, Attributes, Reading
+from otelperf.connection import Answer, Connection, HttpError, Timeout, Unreachable, without_login
+from otelperf.errors import SourceError, SourceFailed, SourceFlawed
+from otelperf.readings import Attribute, Attributes, Native, Reading
+from otelperf.sources.engines.bearer import Bearer
 from otelperf.sources.engines.engine import MODEL, WORKER_STATE, Engine, Facts, JsonPage, Moment
-from otelperf.sources.engines.exposition import Lines, Reader
+from otelperf.sources.engines.exposition import Families, Lines, Reader
 from otelperf.sources.engines.mapping import Mapper
+from otelperf.sources.engines.native import Chosen, Natives
 from otelperf.sources.engines.recognise import recognise
+from otelperf.sources.engines.startup import Startup
+from otelperf.sources.engines.watch import Signs, Silence, Watch, counters_of, steps_of
+
+if TYPE_CHECKING:
+    import ssl
 
 _FACTS_EVERY = 60_000_000_000  # ns; a model can be swapped by a restart that no scrape saw
 _UP = "otelperf.server.up"
+_SCRAPED = "up"
+_SCRAPED_MEANS = Native("gauge", "1 while the server answers, else 0.")
 HEADERS = {"Accept-Encoding": "identity", "User-Agent": "otelperf"}
 _OK = 200
 UNAVAILABLE = 503
+CLOSED = (401, 403)
+_SAMPLE = re.compile(rb"^[^#\s]", re.MULTILINE)
 _REMEMBERED = 10_000  # attribute sets
 _FAR = 1e10  # s since 1970: no process starts later, and OTLP's nanoseconds end soon after
 
 
+@dataclass(slots=True)
+class _Visit:
+    """What one reading learns of the server, besides readings. *silence* is what it is if it says nothing of its own.
+
+    *marked*: the metrics page is the engine's, whatever is on it; *empty*: it has no sample; *broken*: another page did not
+    come, or not whole. *signs* are there once the metrics page has been read.
+    """
+
+    now: int
+    troubles: list[str] = field(default_factory=list)
+    silence: Silence = "error"
+    marked: bool = False
+    empty: bool = False
+    broken: bool = False
+    signs: Signs | None = None
+
+
 class Server:
-    """The server at *url*. *timeout* (s) bounds each of its pages, *max_page* (bytes) their size.
+    """The server at *url*. *timeout* (s) bounds each of its pages, *max_page* (bytes) their size, *share* the time they take.
+
+    *tls* is for https; None trusts what the system trusts; *server_name* is what the certificate is for, if not the host.
+    The bearer token in *token_file* is sent to *url* and nowhere else.
 
     With *engines* it is whichever of them its pages look like, and looked at anew when they no longer do; *engine* is then what
     it is known to be already. Its entity is the URL until it is known, and changes when another server takes its place.
@@ -32,7 +66,7 @@ class Server:
 
     blocking = True
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 # settings, all but two by keyword
         self,
         url: str,
         engine: Engine | None,
@@ -40,18 +74,26 @@ class Server:
         engines: Sequence[Engine] = (),
         timeout: float = 2.0,
         max_page: int = 4 * 2**20,
+        share: float = 0.02,
+        tls: ssl.SSLContext | None = None,
+        server_name: str | None = None,
+        token_file: str | None = None,
     ) -> None:
         self.url, login = without_login(url)
         self._engines = engines
         self.name = f"{engine.name} {self.url}" if engine and not engines else f"server {self.url}"
+        self.share = share  # of the time: the sampler keeps to it
         self._headers = {**HEADERS, **login}
+        self._bearer = Bearer(token_file) if token_file else None
         self.up = False  # as of the last whole read: read from other threads
-        self._broken = False
-        self._connection = Connection(self.url)
+        self.watch: Watch | None = None
+        self.startup: Startup | None = None  # as far as whoever found it saw it
+        self._visit = _Visit(0)  # the newest
+        self._connection = Connection(self.url, tls, server_name)
         self._base = self._connection.path.rstrip("/")
         self._timeout = timeout
         self._max_page = max_page
-        self._doubted = False
+        self._doubted = False  # it said nothing of the engine's: another may be there
         self._become(engine)
 
     def _become(self, engine: Engine | None) -> None:
@@ -63,41 +105,68 @@ class Server:
         self._facts_time = 0
         self._attributes: dict[tuple[int, str], tuple[Attributes, Attributes]] = {}
         if engine is not None:
-            self._reader = Reader(engine.wanted())
+            wanted = Chosen(engine.native, engine.wanted()) if engine.native else engine.wanted()
+            self._families = Families(wanted)
+            self._reader = Reader(wanted, self._families if engine.native else None)
             self._mapper = Mapper(engine)
+            self._natives = Natives(engine.native) if engine.native else None
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+        if self.watch:
+            self.watch.close()
 
     def read(self, now: int) -> list[Reading]:
+        """Read every page of the server, and what its *watch* makes of them."""
+        visit = self._visit = _Visit(now)
+        try:
+            readings = self._read(visit)
+        except SourceError as error:
+            error.readings += tuple(self._watched(visit, error.readings))
+            raise
+        return [*readings, *self._watched(visit, readings)]
+
+    def _watched(self, visit: _Visit, readings: Sequence[Reading]) -> list[Reading]:
+        if self.watch is None:
+            return []
+        if not self.up or visit.signs is None:
+            return self.watch.silent(visit.now, visit.silence)
+        return self.watch.answered(visit.now, readings, replace(visit.signs, model=self._facts.model))
+
+    def _read(self, visit: _Visit) -> list[Reading]:
         """Read every page of the server.
 
         A server that refuses the connection or loads is down: nothing but that is read. One that hangs or breaks off may be
         busy: it is down, and what was read before stays at its old time, to end only if the silence lasts.
         """
         engine = self._recognised() if self.engine is None or self._doubted else self.engine
-        troubles: list[str] = []
-        self._broken = False
-        lines = self._lines(engine, troubles)
-        moment = _moment(now, lines)
+        troubles = visit.troubles
+        lines = self._lines(engine, visit)
+        moment = _moment(visit.now, lines)
         start = _started(engine, lines)
+        visit.signs = _signs(engine, lines, start)
         if self._restarted(engine, moment):
             self._facts_time = 0
-        self._learn(engine, now, troubles)
+        self._learn(engine, visit)
         readings = self._metrics(engine, lines, moment, start, troubles)
         for page in engine.pages:
             if not (page.instead and readings):
-                readings += self._page(engine, page, troubles)
-        if not readings:
+                readings += self._page(engine, page, visit)
+        if self._bearer and self._bearer.trouble:
+            troubles.append(self._bearer.trouble)
+        known = readings or (lines and engine.native) or visit.marked
+        if not (known or (visit.empty and self._marked_elsewhere(engine))):
             self._doubted = bool(self._engines)  # another server may have taken its place
-            self._down("; ".join(troubles) or f"{self.url} tells nothing that {engine.name} would")
+            if visit.empty or not troubles:
+                troubles.insert(0, f"{self.url}{engine.metrics_path} has no series of {engine.name}")
+            self._down("; ".join(troubles))
         readings += engine.facts_readings(self._facts)
         self.up = True
-        readings = [Reading(_UP, 1), *(self._with_model(reading) for reading in _distinct(readings, troubles))]
+        readings = [*self._said(1), *(self._with_model(reading) for reading in _distinct(readings, troubles))]
         if troubles:
             # What a page that did not come said before may still be true; what an odd page no longer says is not.
-            raise (SourceFailed if self._broken else SourceFlawed)("; ".join(troubles), readings)
+            raise (SourceFailed if visit.broken else SourceFlawed)("; ".join(troubles), readings)
         return readings
 
     def _recognised(self) -> Engine:
@@ -107,31 +176,52 @@ class Server:
             self._down(str(error))
         except HttpError as error:
             self.up = False
-            raise SourceFailed(str(error), [Reading(_UP, 0)]) from error
+            raise SourceFailed(str(error), self._said(0)) from error
         if found.engine is None:
-            self._down(f"{self.url} is not recognised as an inference server: {found.told}")
+            closed = any(f"HTTP {status}" in found.told for status in CLOSED)
+            self._down(
+                f"{self.url} is not recognised as an inference server: {found.told}"
+                + (f"; {self._login_cure()}" if closed else "")
+            )
         self._doubted = False
         if found.engine is not self.engine:
             self._become(found.engine)
         return found.engine
+
+    def _login_cure(self) -> str:
+        if self._bearer is None:
+            return "it wants a login: set server.token_file"
+        return self._bearer.trouble or "it does not take the token in server.token_file"
 
     def _down(self, message: str) -> NoReturn:
         self.up = False
         self._before, self._facts, self._facts_time = None, Facts(), 0  # its successor may be another
         if self.engine:
             self._mapper.forget()
-        raise SourceFlawed(message, [Reading(_UP, 0)])
+        raise SourceFlawed(message, self._said(0))
+
+    def _said(self, up: int) -> list[Reading]:
+        """Say whether it is up; by the name that a scrape gives to that as well, where the user names it."""
+        native = self.engine is not None and _SCRAPED in self.engine.native
+        return [Reading(_UP, up), *([Reading(_SCRAPED, up, native=_SCRAPED_MEANS)] if native else [])]
 
     def _get(self, path: str) -> Answer:
-        answer = self._connection.request(
-            "GET", self._base + path, headers=self._headers, timeout=self._timeout, limit=self._max_page
-        )
+        headers = {**self._headers, **self._bearer.headers()} if self._bearer else self._headers
+        try:
+            answer = self._connection.request(
+                "GET", self._base + path, headers=headers, timeout=self._timeout, limit=self._max_page
+            )
+        except HttpError as error:
+            self._visit.silence = _silence(error)
+            raise
+        if answer.status == UNAVAILABLE:
+            self._visit.silence = "loading"
         if answer.headers.get("content-encoding", "identity").lower() != "identity":
             msg = f"{self.url}{path} answered compressed though asked not to; not unpacked"
             raise HttpError(msg)
         return answer
 
-    def _lines(self, engine: Engine, troubles: list[str]) -> Lines:
+    def _lines(self, engine: Engine, visit: _Visit) -> Lines:
         """Read the metrics page, the wanted lines by series."""
         if not engine.metrics_path:
             return {}
@@ -142,22 +232,37 @@ class Server:
         except HttpError as error:
             self.up = False
             self._facts_time = 0  # it may be about to be replaced
-            raise SourceFailed(str(error), [Reading(_UP, 0)]) from error
+            raise SourceFailed(str(error), self._said(0)) from error
         if answer.status == UNAVAILABLE:
             self._down(f"{self.url} is not ready: HTTP 503 {_start(answer)}")
         where = f"{self.url}{engine.metrics_path}"
         if answer.status != _OK:
-            troubles.append(
-                f"{where} answered HTTP {answer.status}: {engine.off.get(answer.status, 'is it the page?')}"
-            )
+            cure = self._login_cure() if answer.status in CLOSED else engine.off.get(answer.status, "is it the page?")
+            visit.troubles.append(f"{where} answered HTTP {answer.status}: {cure}")
             return {}
         page = self._reader.read(answer.body.decode("utf-8", "replace"))
         if page.malformed:
-            troubles.append(f"{page.malformed} malformed lines, the first: {page.first_malformed!r}")
-        if not page.lines or not _is_of(engine, answer.body):
-            troubles.append(f"{where} has no series of {engine.name}; it begins {_start(answer)!r}")
-            return {}
-        return page.lines
+            visit.troubles.append(f"{page.malformed} malformed lines, the first: {page.first_malformed!r}")
+        marks = [mark.pattern for mark in engine.prints if mark.path == engine.metrics_path]
+        marked = any(mark.search(answer.body) for mark in marks)
+        visit.marked = marked and not page.malformed
+        visit.empty = _SAMPLE.search(answer.body) is None  # as some are before their first request
+        if marked or not marks:  # series of the process and of HTTP are in many servers' pages
+            return page.lines
+        if not visit.empty:
+            visit.troubles.append(f"{where} has no series of {engine.name}; it begins {_start(answer)!r}")
+        return {}
+
+    def _marked_elsewhere(self, engine: Engine) -> bool:
+        """Say whether a page that is not read otherwise has the engine's fingerprint: then it is up, and has nothing to tell."""
+        read = {engine.metrics_path, *(page.path for page in engine.pages)}
+        for mark in engine.prints:
+            if mark.path not in read:
+                with suppress(HttpError):
+                    answer = self._get(mark.path)
+                    if answer.status == mark.status and mark.pattern.search(answer.body):
+                        return True
+        return False
 
     def _restarted(self, engine: Engine, now: Moment) -> bool:
         """Say whether a counter fell or the process is another: it came back between two scrapes, perhaps with another model."""
@@ -173,11 +278,14 @@ class Server:
             return []
         readings = self._mapper.readings(moment.time, lines, start, troubles)
         readings += engine.derive(self._before, moment, self._facts)
+        if self._natives:
+            readings += self._natives.readings(lines, self._families, start, troubles)
         self._before = moment
         return readings
 
-    def _learn(self, engine: Engine, now: int, troubles: list[str]) -> None:
-        if not engine.facts_path or (self._facts_time and now - self._facts_time < _FACTS_EVERY):
+    def _learn(self, engine: Engine, visit: _Visit) -> None:
+        now = visit.now
+        if not engine.facts_path or (self._facts_time and 0 <= now - self._facts_time < _FACTS_EVERY):
             return
 
         def learn(content: Any) -> list[Reading]:
@@ -186,13 +294,13 @@ class Server:
             return []
 
         before = self._facts_time
-        self._json_readings(engine, engine.facts_path, learn, troubles, engine.facts_quiet)
+        self._json_readings(engine, engine.facts_path, learn, visit, engine.facts_quiet)
         if self._facts_time == before and engine.facts_quiet:
             self._facts_time = now  # asked often enough
 
-    def _page(self, engine: Engine, page: JsonPage, troubles: list[str]) -> list[Reading]:
+    def _page(self, engine: Engine, page: JsonPage, visit: _Visit) -> list[Reading]:
         return self._json_readings(
-            engine, page.path, lambda content: page.readings(content, self._facts), troubles, page.quiet
+            engine, page.path, lambda content: page.readings(content, self._facts), visit, page.quiet
         )
 
     def _json_readings(
@@ -200,7 +308,7 @@ class Server:
         engine: Engine,
         path: str,
         read: Callable[[Any], list[Reading]],
-        troubles: list[str],
+        visit: _Visit,
         quiet: Sequence[int] = (),
     ) -> list[Reading]:
         """Read a JSON page; one that is missing or odd is told and does not lose the others."""
@@ -208,14 +316,14 @@ class Server:
             answer = self._get(path)
             if answer.status != _OK:
                 if answer.status not in quiet:
-                    troubles.append(f"{self.url}{path} answered HTTP {answer.status}")
+                    visit.troubles.append(f"{self.url}{path} answered HTTP {answer.status}")
                 return []
             found = read(json.loads(answer.body))
         except HttpError as error:
-            self._broken = True
-            troubles.append(str(error))
+            visit.broken = True
+            visit.troubles.append(str(error))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-            troubles.append(f"{self.url}{path} is not what {engine.name} answers: {type(error).__name__} {error}")
+            visit.troubles.append(f"{self.url}{path} is not what {engine.name} answers: {type(error).__name__} {error}")
         else:
             return found
         return []
@@ -223,7 +331,7 @@ class Server:
     def _with_model(self, reading: Reading) -> Reading:
         """Add the model; a worker's state belongs to the worker, whatever it serves."""
         model, attributes = self._facts.model, reading.attributes
-        if model is None or WORKER_STATE in attributes or MODEL in attributes:
+        if model is None or reading.native or WORKER_STATE in attributes or MODEL in attributes:
             return reading
         key = (id(attributes), model)
         known = self._attributes.get(key)
@@ -232,12 +340,6 @@ class Server:
                 self._attributes.clear()
             known = self._attributes[key] = (attributes, {**attributes, MODEL: model})
         return reading._replace(attributes=known[1])
-
-
-def _is_of(engine: Engine, page: bytes) -> bool:
-    """Say whether the metrics page has the engine's fingerprint: series of the process and of HTTP are in many servers' pages."""
-    marks = [mark.pattern for mark in engine.prints if mark.path == engine.metrics_path]
-    return not marks or any(mark.search(page) for mark in marks)
 
 
 def _moment(now: int, lines: Lines) -> Moment:
@@ -251,6 +353,14 @@ def _started(engine: Engine, lines: Lines) -> int | None:
     """Return when the server's process started, if it says so (Unix ns)."""
     found = lines.get(engine.started or "")
     return int(found[0][1] * 1e9) if found and 0 < found[0][1] < _FAR else None
+
+
+def _signs(engine: Engine, lines: Lines, start: int | None) -> Signs:
+    return Signs(engine.name, steps_of(engine, lines), counters_of(engine, lines), start)
+
+
+def _silence(error: HttpError) -> Silence:
+    return "down" if isinstance(error, Unreachable) else "unresponsive" if isinstance(error, Timeout) else "error"
 
 
 def _distinct(readings: list[Reading], troubles: list[str]) -> list[Reading]:

@@ -169,6 +169,7 @@ SGLANG = Engine(
         Rate(THROUGHPUT, Of(_LIVE, _DECODED), OUTPUT),
         Take(_RUNNING, ACTIVE, RUNNING, only=_TOTAL, combine="max"),
         Take("sglang:num_queue_reqs", ACTIVE, WAITING, only=_TOTAL, combine="max"),
+        Take("sglang:num_paused_reqs", ACTIVE, {REQUEST_STATE: "paused"}, only=_TOTAL, combine="max"),
         Take("sglang:num_requests_total", REQUESTS, combine="sum"),
         Take("sglang:num_aborted_requests_total", ERRORS, {ERROR_TYPE: "abort"}, combine="sum"),
         Take(
@@ -217,4 +218,5 @@ SGLANG = Engine(
     facts_readings=context,
     facts_quiet=(401, 403, 404),
     counters=(_LIVE, _PROMPT, _GENERATED),
+    steps=(_LIVE, _PREFILL, "sglang:token_usage"),
 )

@@ -110,4 +110,5 @@ TGI = Engine(
     facts_readings=limits,
     facts_quiet=(401, 403, 404),
     counters=(_PROMPT, _GENERATED, "tgi_request_success"),
+    steps=("tgi_batch_inference_count",),
 )

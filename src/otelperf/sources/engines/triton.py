@@ -86,6 +86,7 @@ TRITON = Engine(
             histogram=True,
             scale=_MILLISECOND,
             combine="sum",
+            fallback=True,  # vLLM's own is finer
         ),
         Take(
             "vllm:time_per_output_token_seconds", "otelperf.server.inter_token.latency", histogram=True, combine="sum"

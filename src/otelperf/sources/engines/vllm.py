@@ -98,6 +98,12 @@ def items(prefix: str = "vllm:") -> tuple[Item, ...]:
     )
 
 
+def steps(prefix: str = "vllm:") -> tuple[str, ...]:
+    """Return what changes with each step. A prompt counts as tokens when all of it is read, but takes up cache chunk by chunk."""
+    names = ("prompt_tokens_total", "generation_tokens_total", "kv_cache_usage_perc", "gpu_cache_usage_perc")
+    return tuple(prefix + name for name in names)
+
+
 def facts(models: Any) -> Facts:
     """Read /v1/models: the first is the model, the others its adapters."""
     limit = models["data"][0].get("max_model_len")
@@ -124,4 +130,5 @@ VLLM = Engine(
     facts_quiet=(401, 403, 404),  # with --api-key the metrics are open and the models are not
     counters=("vllm:prompt_tokens_total", "vllm:generation_tokens_total"),
     started="process_start_time_seconds",
+    steps=steps(),
 )
