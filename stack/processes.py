@@ -29,6 +29,8 @@ COLLECTOR_CONFIGS = ROOT / "collector-config"
 PROMETHEUS_CONFIGS = ROOT / "prometheus"
 NATIVE_HISTOGRAMS = "convert_histograms_to_nhcb: true"  # stands in prometheus.yaml behind a "# "
 READY_TIMEOUT_SECONDS = 60.0
+VLLM_READY_SECONDS = 600.0  # two engines on two busy cores: four minutes
+TINY_TRITON = ROOT / "stack" / "tiny_triton.py"
 STOP_TIMEOUT_SECONDS = 10.0
 HTTP_TIMEOUT_SECONDS = 5.0
 POLL_SECONDS = 0.05
@@ -59,6 +61,7 @@ class Process:
     ready_url: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     ports: Mapping[str, int] = field(default_factory=dict)
+    ready_timeout_seconds: float = READY_TIMEOUT_SECONDS
     _child: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def __enter__(self) -> Self:
@@ -132,7 +135,7 @@ class Process:
 
     def _wait_until_ready(self) -> None:
         try:
-            wait_until(self._ready, READY_TIMEOUT_SECONDS, f"{self.name} did not become ready")
+            wait_until(self._ready, self.ready_timeout_seconds, f"{self.name} did not become ready")
         except ProcessError as error:
             msg = f"{error}; the end of {self.log_path}:\n{self.log_tail()}"
             self.kill()
@@ -262,6 +265,42 @@ def llama_server(folder: Path, *, model: Path | None = None, slots: int = 4, fla
         ready_url=f"http://{HOST}:{port}/health",
         environment={"LD_LIBRARY_PATH": str(program.parent)},
     )
+
+
+def vllm(folder: Path, *, flags: Sequence[str] = (), engines: int = 1) -> Process:
+    """Return a vLLM on the CPU with the tiny model, which it calls ``model``; *engines* in parallel (2 GB of memory each)."""
+    program = part("vllm")
+    port = free_port()
+    command: list[str | Path] = [program, "-m", "vllm.entrypoints.cli.main", "serve", program.parent.parent / "model"]
+    command += ["--served-model-name", "model", "--host", HOST, "--port", str(port), "--enforce-eager"]
+    command += ["--max-model-len", "1024", *flags]
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    # One thread an engine: the usual one a core leaves none for whoever asks.
+    environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    if engines > 1:
+        command += ["--data-parallel-size", str(engines)]
+    url = f"http://{HOST}:{port}"
+    return Process(
+        "vllm",
+        command,
+        url,
+        folder / "vllm.log",
+        f"{url}/health",
+        environment,
+        ready_timeout_seconds=VLLM_READY_SECONDS,
+    )
+
+
+def triton(folder: Path, *, load_seconds: float = 0.0) -> Process:
+    """Return a Triton with the model of tiny_triton.py, which loads for *load_seconds* after Triton answers.
+
+    Its metrics are on the port ``metrics``.
+    """
+    ports = {"http": free_port(), "metrics": free_port()}
+    command: list[str | Path] = [part("triton"), TINY_TRITON]
+    command += [str(ports["http"]), str(ports["metrics"]), str(load_seconds)]
+    url = f"http://{HOST}:{ports['http']}"
+    return Process("triton", command, url, folder / "triton.log", f"{url}/v2/health/live", ports=ports)
 
 
 def free_port() -> int:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401 # before any TracerProvider: see otelperf/gate/spans.py
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from otelperf import telemetry
+from otelperf.sources import calls
 from stack.parts import PartError, part
+from tests.seen import Seen
 
+settings.register_profile("check", max_examples=100, deadline=None)
 settings.register_profile("ci", max_examples=200, deadline=None)
 settings.register_profile("nightly", max_examples=10_000, deadline=None)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "check"))
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -25,12 +31,24 @@ def captures() -> Path:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test of a real part that is not there, with the command that gets it; in CI that is a failure."""
-    if item.get_closest_marker("end_to_end") is None:
+    needed = {name for marker in item.iter_markers("real_servers") for name in marker.args}
+    needed |= {name for _ in item.iter_markers("end_to_end") for name in ("llama-server", "tiny-model")}
+    if not needed:
         return
     try:
-        for name in ("collector", "prometheus", "llama-server", "tiny-model"):
+        for name in ("collector", "prometheus", *sorted(needed)):
             part(name)
     except PartError as error:
         if os.environ.get("CI"):
             pytest.fail(f"a real part is missing in CI: {error}")
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
+    """Have what is recorded go to providers that keep it."""
+    monkeypatch.setattr(calls, "_kinds", {})
+    found = Seen()
+    telemetry.bind(found.meter_provider, found.tracer_provider)
+    yield found
+    telemetry.unbind()
