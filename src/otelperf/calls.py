@@ -1,0 +1,286 @@
+"""A call of a model, measured by hand: ``with otelperf.inference(model=...) as call``. The automatic instrumentations use it, too.
+
+Names and units are those of the semantic conventions for generative AI:
+https://github.com/open-telemetry/semantic-conventions-genai. What was asked and answered is never recorded.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from asyncio import CancelledError
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import aclosing
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+
+from otelperf import telemetry
+from otelperf.logs import Log
+from otelperf.sources.calls import kind
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_log = Log("otelperf.calls")
+_CANCELLED = "cancelled"
+_current: ContextVar[Call | None] = ContextVar("otelperf_call", default=None)
+
+
+def inference(
+    model: str | None = None,
+    *,
+    operation: str = "chat",
+    provider: str | None = None,
+    server_address: str | None = None,
+    server_port: int | None = None,
+    attributes: Mapping[str, str | bool | int | float] | None = None,
+) -> Inference:
+    """Measure calls of *model*: as a context, sync or async, of one call each time it is entered, or as a decorator.
+
+    *operation* is a gen_ai.operation.name: chat, text_completion, embeddings, generate_content. *provider* is a
+    gen_ai.provider.name (openai, anthropic, vllm). With *server_address* the call leaves this process, and its span is a
+    client's. *attributes* are added to the span only, and so may be of any cardinality.
+    A decorated generator, sync or async, is a stream: each item that it yields is a chunk.
+    """
+    return Inference(model, operation, provider, server_address, server_port, attributes)
+
+
+def current_call() -> Call | None:
+    """Return the call in whose context this is run, None outside."""
+    return _current.get()
+
+
+class Inference:
+    """What calls have in common; see ``inference``."""
+
+    def __init__(
+        self,
+        model: str | None,
+        operation: str,
+        provider: str | None,
+        server_address: str | None,
+        server_port: int | None,
+        attributes: Mapping[str, str | bool | int | float] | None,
+    ) -> None:
+        self.operation = operation
+        self.name = f"{operation} {model}" if model else operation
+        self.kind = kind(operation, provider, model)
+        address = {"server.address": server_address, "server.port": server_port if server_address else None}
+        self.attributes = {
+            **self.kind.attributes,
+            **{key: value for key, value in address.items() if value is not None},
+        }
+        self.span_attributes = {**self.attributes, **(attributes or {})}
+        self.span_kind = SpanKind.CLIENT if server_address else SpanKind.INTERNAL
+
+    def start(self, *, attach: bool = False) -> Call:
+        """Begin a call that its ``end`` ends. With *attach* it is the current one, until then or ``leave``, in this context."""
+        return Call(self, attach=attach)
+
+    def __enter__(self) -> Call:
+        return self.start(attach=True)
+
+    def __exit__(
+        self, kind_: type[BaseException] | None, error: BaseException | None, trace_: TracebackType | None
+    ) -> None:
+        call = _current.get()
+        while call is not None and call.what is not self:  # one begun later and not yet ended: a generator's, say
+            call = call.outer
+        if call is not None:
+            call.end(error)
+
+    async def __aenter__(self) -> Call:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind_: type[BaseException] | None, error: BaseException | None, trace_: TracebackType | None
+    ) -> None:
+        self.__exit__(kind_, error, trace_)
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Decorate *function*."""
+        return _decorated(self, function)
+
+
+class Call:
+    """One call under way. Nothing that it is told raises; what is told after its end is not counted."""
+
+    __slots__ = ("_began", "_ended", "_first", "_input", "_last", "_output", "before", "outer", "span", "what")
+
+    def __init__(self, what: Inference, *, attach: bool) -> None:
+        self.what = what
+        self.outer: Call | None = None
+        self._ended = False
+        self._first: float | None = None
+        self._last = 0.0
+        self._input: int | None = None
+        self._output: int | None = None
+        try:
+            self.span: Span = telemetry.tracer().start_span(
+                what.name, kind=what.span_kind, attributes=what.span_attributes
+            )
+        except Exception as error:  # noqa: BLE001 # a span processor of the application's; the call goes on
+            _log.trouble("span not started", problem=f"{type(error).__name__}: {error}")
+            self.span = trace.INVALID_SPAN
+        if attach:
+            self.outer = _current.get()
+            self.before = otel_context.get_current()
+            otel_context.attach(trace.set_span_in_context(self.span))
+            _current.set(self)
+        what.kind.begin()
+        self._began = time.perf_counter()
+
+    def first_token(self, after: float | None = None) -> None:
+        """The first token, or chunk, is there, or was *after* seconds. Later ones change nothing."""
+        if self._first is None and not self._ended:
+            self._last = time.perf_counter()
+            self._first = self._last - self._began if after is None else after
+
+    def chunk(self) -> None:
+        """A chunk of a stream is there; the first one is the first token, too."""
+        if self._first is None:
+            self.first_token()
+        elif not self._ended:
+            now = time.perf_counter()
+            self.what.kind.gap(now - self._last)
+            self._last = now
+
+    def tokens(self, *, input: int | None = None, output: int | None = None) -> None:  # noqa: A002 # the conventions' word
+        """Say how many tokens the prompt has and how many were generated, in all: said again, the last counts."""
+        self._input = _count("input", input, self._input)
+        self._output = _count("output", output, self._output)
+
+    def response(
+        self,
+        *,
+        model: str | None = None,
+        id: str | None = None,  # noqa: A002 # the conventions' word
+        finish_reasons: tuple[str, ...] | None = None,
+    ) -> None:
+        """Say what answered, and why it ended (stop, length); on the span only."""
+        told = {
+            "gen_ai.response.model": model,
+            "gen_ai.response.id": id,
+            "gen_ai.response.finish_reasons": finish_reasons,
+        }
+        self.span.set_attributes({key: value for key, value in told.items() if value is not None})
+
+    def end(self, error: BaseException | str | None = None) -> None:
+        """The call is over; *error* is what it failed with, or that in a word. A second end changes nothing.
+
+        A stream that is closed early, or a call that is cancelled, has the error.type ``cancelled``, and its span is in no error.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        seconds = time.perf_counter() - self._began
+        self.what.kind.end()
+        self.leave()
+        failed = _error_type(error)
+        attributes = self.what.attributes if failed is None else {**self.what.attributes, "error.type": failed}
+        span, inside = self.span, trace.set_span_in_context(self.span)  # for exemplars
+        telemetry.record("gen_ai.client.operation.duration", seconds, attributes, inside)
+        told: dict[str, Any] = {} if failed is None else {"error.type": failed}
+        if self._first is not None:
+            telemetry.record("gen_ai.client.operation.time_to_first_chunk", self._first, self.what.attributes, inside)
+            told["gen_ai.response.time_to_first_chunk"] = self._first
+        for count, kind_ in ((self._input, "input"), (self._output, "output")):
+            if count is not None:
+                usage = {**self.what.attributes, "gen_ai.token.type": kind_}
+                telemetry.record("gen_ai.client.token.usage", count, usage, inside)
+                told[f"gen_ai.usage.{kind_}_tokens"] = count
+        if told:
+            span.set_attributes(told)
+        if failed not in {None, _CANCELLED}:
+            span.set_status(Status(StatusCode.ERROR))  # no description: an error's text may quote the prompt
+        try:
+            span.end()
+        except Exception as problem:  # noqa: BLE001 # as at the start
+            _log.trouble("span not ended", problem=f"{type(problem).__name__}: {problem}")
+
+    def leave(self) -> None:
+        """Make current again what was before; not where the call is ended in another context than it began in."""
+        inner, each = None, _current.get()
+        while each is not None and each is not self:
+            inner, each = each, each.outer
+        if each is None:
+            return
+        if inner is None:
+            _current.set(self.outer)
+            otel_context.attach(self.before)
+        else:  # a generator's call that ends before the one that its reader began meanwhile
+            inner.outer, inner.before = self.outer, self.before
+        self.outer = None
+
+
+def _count(which: str, value: int | None, before: int | None) -> int | None:
+    if value is None:
+        return before
+    if isinstance(value, int) and value >= 0:
+        return value
+    _log.trouble("not a number of tokens", by=("which",), which=which, value=repr(value)[:40])
+    return before
+
+
+def _error_type(error: BaseException | str | None) -> str | None:
+    if error is None or isinstance(error, str):
+        return error
+    if isinstance(error, CancelledError | GeneratorExit):
+        return _CANCELLED
+    return type(error).__qualname__
+
+
+def _decorated(what: Inference, function: Callable[P, R]) -> Callable[P, R]:
+    called: Any = function
+    wrapped: Any
+    if inspect.iscoroutinefunction(function):
+
+        async def wrapped(*args: P.args, **kwargs: P.kwargs) -> Any:
+            with what:
+                return await called(*args, **kwargs)
+
+    elif inspect.isasyncgenfunction(function):
+        # The code between two chunks is the caller's: the call is not current there.
+        async def wrapped(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Any, Any]:
+            with _Streaming(what) as call:
+                async with aclosing(called(*args, **kwargs)) as items:
+                    async for each in items:
+                        call.chunk()
+                        yield each
+
+    elif inspect.isgeneratorfunction(function):
+
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> Generator[Any, Any, Any]:
+            with _Streaming(what) as call:
+                for each in called(*args, **kwargs):
+                    call.chunk()
+                    yield each
+
+    else:
+
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> Any:
+            with what:
+                return called(*args, **kwargs)
+
+    return functools.wraps(function)(wrapped)
+
+
+class _Streaming:
+    """A call that is not made the current one."""
+
+    def __init__(self, what: Inference) -> None:
+        self._call = what.start()
+
+    def __enter__(self) -> Call:
+        return self._call
+
+    def __exit__(
+        self, kind_: type[BaseException] | None, error: BaseException | None, trace_: TracebackType | None
+    ) -> None:
+        self._call.end(error)

@@ -1,0 +1,224 @@
+"""Calls of models through the SDK's real providers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.trace import SpanKind, StatusCode
+
+from otelperf import catalog, telemetry
+from otelperf.calls import current_call, inference
+from otelperf.readings import Buckets
+from otelperf.sources import calls as counted
+from otelperf.sources.calls import BOUNDS
+from tests.seen import Seen, active, call_readings
+
+WHAT = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "vllm", "gen_ai.request.model": "m"}
+
+
+def test_a_call_is_a_span_and_its_metrics(seen: Seen) -> None:
+    with inference("m", provider="vllm") as call:
+        assert current_call() is call
+        assert active() == [1]
+        call.first_token()
+        call.first_token()
+        call.tokens(input=7)
+        call.tokens(output=3)
+        call.response(model="m-1", finish_reasons=("stop",))
+    assert current_call() is None
+    assert active() == [0]
+    (span,) = seen.spans
+    first = dict(span.attributes or {}).pop("gen_ai.response.time_to_first_chunk")
+    assert (span.name, span.kind, span.status.status_code) == ("chat m", SpanKind.INTERNAL, StatusCode.UNSET)
+    assert dict(span.attributes or {}) == {
+        **WHAT,
+        "gen_ai.response.model": "m-1",
+        "gen_ai.response.finish_reasons": ("stop",),
+        "gen_ai.response.time_to_first_chunk": first,
+        "gen_ai.usage.input_tokens": 7,
+        "gen_ai.usage.output_tokens": 3,
+    }
+    (duration,) = seen.points("gen_ai.client.operation.duration")
+    (to_first,) = seen.points("gen_ai.client.operation.time_to_first_chunk")
+    assert (duration.count, dict(duration.attributes or {})) == (1, WHAT)
+    assert to_first.sum == first
+    assert duration.sum >= to_first.sum > 0
+    usage = {(p.attributes or {})["gen_ai.token.type"]: p.sum for p in seen.points("gen_ai.client.token.usage")}
+    assert usage == {"input": 7, "output": 3}
+    assert duration.exemplars[0].span_id == (span.context.span_id if span.context else None)
+
+
+def test_what_is_not_told_is_absent(seen: Seen) -> None:
+    with inference("m"):
+        pass
+    assert seen.points("gen_ai.client.token.usage") == []
+    assert seen.points("gen_ai.client.operation.time_to_first_chunk") == []
+    assert call_readings("gen_ai.client.operation.time_per_output_chunk") == []
+    assert set(seen.spans[0].attributes or {}) == {"gen_ai.operation.name", "gen_ai.request.model"}
+
+
+def test_a_call_that_leaves_the_process_is_a_clients(seen: Seen) -> None:
+    with inference("m", server_address="llm", server_port=8000, attributes={"user": "u"}):
+        pass
+    (span,) = seen.spans
+    assert span.kind is SpanKind.CLIENT
+    assert {"server.address": "llm", "server.port": 8000, "user": "u"}.items() <= dict(span.attributes or {}).items()
+    (point,) = seen.points("gen_ai.client.operation.duration")
+    assert "user" not in (point.attributes or {})
+
+
+def test_an_error_passes_through_and_its_text_is_nowhere(seen: Seen) -> None:
+    with pytest.raises(ValueError, match="secret prompt"), inference("m"):
+        raise ValueError("secret prompt")
+    (span,) = seen.spans
+    assert (span.status.status_code, span.status.description, span.events) == (StatusCode.ERROR, None, ())
+    assert (span.attributes or {})["error.type"] == "ValueError"
+    assert "secret" not in span.to_json()
+    (point,) = seen.points("gen_ai.client.operation.duration")
+    assert (point.attributes or {})["error.type"] == "ValueError"
+
+
+def test_the_chunks_of_a_stream_are_counted_and_the_code_between_them_is_not_inside(seen: Seen) -> None:
+    @inference("m")
+    def stream() -> Iterator[str]:
+        yield from "abc"
+
+    between = [current_call() for _ in stream()]
+    assert between == [None, None, None]
+    (gaps,) = call_readings("gen_ai.client.operation.time_per_output_chunk")
+    assert isinstance(gaps.value, Buckets)
+    assert gaps.value.count == 2
+    assert seen.points("gen_ai.client.operation.time_to_first_chunk")[0].count == 1
+    assert active() == [0]
+
+
+def test_a_stream_that_is_closed_early_is_cancelled_and_in_no_error(seen: Seen) -> None:
+    @inference("m")
+    async def stream() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+
+    async def first() -> int:
+        items = stream()
+        found = await anext(items)
+        await items.aclose()  # type: ignore[attr-defined] # it is a generator
+        return found
+
+    assert asyncio.run(first()) == 1
+    (span,) = seen.spans
+    assert (span.attributes or {})["error.type"] == "cancelled"
+    assert span.status.status_code is StatusCode.UNSET
+    assert active() == [0]
+
+
+def test_a_cancelled_coroutine_is_over(seen: Seen) -> None:
+    @inference("m")
+    async def waits() -> None:
+        await asyncio.Event().wait()
+
+    async def program() -> None:
+        task = asyncio.create_task(waits())
+        await asyncio.sleep(0)
+        assert active() == [1]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(program())
+    assert active() == [0]
+    assert (seen.spans[0].attributes or {})["error.type"] == "cancelled"
+
+
+def test_one_measure_serves_many_calls_at_a_time(seen: Seen) -> None:
+    shared = inference("m")
+
+    async def call(number: int) -> None:
+        async with shared as call:
+            await asyncio.sleep(0)
+            call.tokens(input=number)
+            assert current_call() is call
+
+    async def program() -> None:
+        await asyncio.gather(*(call(number) for number in range(20)))
+
+    asyncio.run(program())
+    assert sorted((span.attributes or {})["gen_ai.usage.input_tokens"] for span in seen.spans) == list(range(20))  # type: ignore[type-var] # numbers
+    assert active() == [0]
+
+
+def test_calls_inside_calls_end_in_any_order(seen: Seen) -> None:
+    """A generator's call is still open while its reader begins and ends others."""
+
+    def reads() -> Iterator[None]:
+        with inference("outer"):
+            yield
+
+    generator = reads()
+    next(generator)
+    with inference("inner"):
+        next(generator, None)
+    assert sorted(span.name for span in seen.spans) == ["chat inner", "chat outer"]
+    assert active() == [0, 0]
+    assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+def test_spans_inside_a_call_are_its_children(seen: Seen) -> None:
+    with inference("m"), telemetry.tracer().start_as_current_span("inside"):
+        pass
+    inside, outside = seen.spans
+    assert inside.parent is not None
+    assert outside.context is not None
+    assert inside.parent.span_id == outside.context.span_id
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, "7"])
+def test_a_wrong_number_of_tokens_is_left_out(wrong: Any, seen: Seen) -> None:
+    with inference("m") as call:
+        call.tokens(input=wrong, output=2)
+    usage = {(p.attributes or {})["gen_ai.token.type"]: p.sum for p in seen.points("gen_ai.client.token.usage")}
+    assert usage == {"output": 2}
+
+
+def test_what_comes_after_the_end_changes_nothing(seen: Seen) -> None:
+    call = inference("m").start()
+    call.end()
+    call.chunk()
+    call.end("late")
+    assert len(seen.spans) == 1
+    assert "error.type" not in (seen.spans[0].attributes or {})
+    assert active() == [0]
+
+
+class Broken(SpanProcessor):
+    def on_start(self, span: object, parent_context: object = None) -> None:
+        raise OSError("broken processor")
+
+
+def test_a_broken_span_processor_does_not_reach_the_caller(seen: Seen) -> None:
+    seen.tracer_provider.add_span_processor(Broken())
+    with inference("m") as call:
+        call.first_token()
+    assert seen.points("gen_ai.client.operation.duration")[0].count == 1
+
+
+def test_nothing_is_recorded_where_telemetry_is_disabled(seen: Seen) -> None:
+    telemetry.disable()
+    with inference("m") as call:
+        call.chunk()
+        call.tokens(input=1)
+    assert seen.spans == []
+
+
+def test_the_bounds_are_the_catalogues() -> None:
+    assert catalog.BY_NAME["gen_ai.client.operation.time_per_output_chunk"].bounds == pytest.approx(BOUNDS)
+
+
+def test_kinds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counted, "_kinds", {})
+    for number in range(1100):
+        inference(f"model {number}").start().end()
+    assert len(counted._kinds) == 1001
