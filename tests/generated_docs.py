@@ -9,6 +9,7 @@ from otelperf import catalog
 from otelperf.backends import BACKENDS
 from otelperf.config import SETTINGS, Setting
 from otelperf.gate.policy import Rule
+from otelperf.libraries import LIBRARIES
 from otelperf.prometheus_text import metric_name
 from otelperf.sources.engines import ENGINES
 from otelperf.sources.engines.engine import Engine
@@ -17,12 +18,16 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 METRICS_PAGE = DOCS / "metrics.md"
 BACKENDS_PAGE = DOCS / "backends.md"
 SERVERS_PAGE = DOCS / "servers.md"
+INSTRUMENT_PAGE = DOCS / "instrument.md"
 _CAPTURES = Path(__file__).resolve().parent / "captures"
 _PARTS = {
     "host": catalog.HOST,
     "server": catalog.SERVER,
+    "watch": catalog.WATCH,
+    "application": catalog.APPLICATION,
     "integrals": catalog.INTEGRALS,
     "process": catalog.PROCESS,
+    "runtime": catalog.RUNTIME,
     "agent": catalog.AGENT,
 }
 
@@ -71,6 +76,13 @@ def servers_page(page: str) -> str:
         ]
     )
     return _between(page, "<!-- who gives what: made from the maps -->", "<!-- end of who gives what -->", table)
+
+
+def instrument_page(page: str) -> str:
+    """Return *page* with the table of libraries made anew."""
+    rows = [f"| `{each.name}` | {each.what} |" for each in LIBRARIES]
+    table = "\n".join(["| library | what it gives |", "|---|---|", *rows])
+    return _between(page, "<!-- libraries: made from libraries.py -->", "<!-- end of libraries -->", table)
 
 
 def metrics_of(engine: Engine) -> frozenset[str]:
@@ -127,3 +139,4 @@ if __name__ == "__main__":
     METRICS_PAGE.write_text(metrics_page(METRICS_PAGE.read_text()))
     BACKENDS_PAGE.write_text(backends_page(BACKENDS_PAGE.read_text()))
     SERVERS_PAGE.write_text(servers_page(SERVERS_PAGE.read_text()))
+    INSTRUMENT_PAGE.write_text(instrument_page(INSTRUMENT_PAGE.read_text()))

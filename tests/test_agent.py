@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.metrics.export import NumberDataPoint
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otelperf import catalog, config
 from otelperf.agent import Agent, Stop, make_budget
@@ -156,6 +158,15 @@ def test_bounds_are_published_with_a_budget_or_when_told_to(clock: ManualClock) 
         agent, emissions = make_agent(clock, **{"host.root_path": str(PROC), **given})
         run(agent, clock, 7)
         assert ({"otelperf.gate.delta", "otelperf.gate.relative"} <= names(emissions)) == expected
+        agent.close()
+
+
+def test_bounds_are_asked_for_at_each_turn_only_with_a_budget(clock: ManualClock) -> None:
+    for given, expected in (({}, False), ({"gate.budget": "10000"}, True), ({"gate.stream_budget": "2"}, True)):
+        agent, _ = make_agent(clock, **{"host.root_path": str(PROC), "gate.publish_bounds": "true", **given})
+        run(agent, clock, 2)
+        now = agent.gate.stats.seen  # any time: the same for both
+        assert (agent._read_bounds(now) is not agent._read_bounds(now)) == expected
         agent.close()
 
 
@@ -311,12 +322,7 @@ def test_a_stop_is_waited_for_and_may_be_set_in_a_signal_handler() -> None:
 
 
 def test_a_server_that_is_found_is_read_under_its_own_name(clock: ManualClock, llama: HTTPServer) -> None:
-    agent, emissions = make_agent(clock, mode="sidecar")
-    assert agent._finder
-    agent._finder._due, agent._finder._wait = (
-        {llama.server_port: 0},
-        {llama.server_port: 0},
-    )  # a usual port may be taken
+    agent, emissions = make_agent(clock, mode="sidecar", **{"server.ports": str(llama.server_port)})
     run(agent, clock, 12)
     (server,) = agent.servers
     assert server.url == f"http://127.0.0.1:{llama.server_port}"
@@ -324,6 +330,39 @@ def test_a_server_that_is_found_is_read_under_its_own_name(clock: ManualClock, l
     assert agent._resource_of[server.entity].attributes["service.name"] == "llama.cpp"
     agent.close()
     assert {e.name for e in emissions if e.new is None and e.name.startswith("otelperf.server")} == set()
+
+
+def test_a_server_that_moves_to_another_port_ends_there_and_begins_here(clock: ManualClock) -> None:
+    with HTTPServer(("127.0.0.1", 0), _Llama) as reserved:
+        other = reserved.server_port
+    old = HTTPServer(("127.0.0.1", 0), _Llama)
+    agent, emissions = make_agent(clock, mode="sidecar", **{"server.ports": f"{old.server_port},{other}"})
+
+    def serve(server: HTTPServer, seconds: int) -> None:
+        with server:
+            thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+            thread.start()
+            run(agent, clock, seconds)
+            server.shutdown()
+            for each in agent.servers:
+                each._connection.close()
+
+    serve(old, 20)
+    (before,) = agent.servers
+    resource = agent._resource_of[before.entity]
+    serve(HTTPServer(("127.0.0.1", other), _Llama), 120)
+    (after,) = agent.servers
+    assert after.url == f"http://127.0.0.1:{other}"
+    assert (
+        agent._resource_of[after.entity].attributes["service.instance.id"] != resource.attributes["service.instance.id"]
+    )
+    ours = [each for each in emissions if each.resource == resource and each.name.startswith("otelperf.server")]
+    known = {(each.name, str(each.attributes)) for each in ours}
+    ended = [(each.name, str(each.attributes)) for each in ours if each.new is None]
+    assert sorted(known) == sorted(ended)
+    assert before.entity not in agent._resource_of
+    assert not any(each.new is None for each in emissions if each.resource == agent._resource_of[after.entity])
+    agent.close()
 
 
 def test_nothing_is_looked_for_on_a_plain_machine_or_where_a_url_is_given(clock: ManualClock) -> None:
@@ -343,4 +382,82 @@ def test_a_server_that_is_recognised_late_keeps_its_instance(clock: ManualClock,
     assert (unknown["service.name"], known["service.name"]) == ("unknown_service", "llama.cpp")
     assert unknown["service.instance.id"] == known["service.instance.id"]
     assert ups(emissions) == [1]
+    agent.close()
+
+
+class _Spans(SpanExporter):
+    """Takes spans, or fails."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.spans: list[ReadableSpan] = []
+        self.error = error
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        if self.error:
+            raise self.error
+        self.spans += spans
+        return SpanExportResult.SUCCESS
+
+    def states(self) -> list[tuple[str, object, object]]:
+        """Return name, the finished state and how long it was held, in order."""
+        told = [(span.name, span.attributes or {}) for span in self.spans]
+        return [(name, a["otelperf.state.previous"], a["otelperf.state.duration"]) for name, a in told]
+
+
+def test_what_changes_its_state_is_told_as_a_span_of_its_own_resource(clock: ManualClock, llama: HTTPServer) -> None:
+    url = f"http://127.0.0.1:{llama.server_port}"
+    agent, _ = make_agent(clock, mode="sidecar", **{"server.url": url, "traces.exporter": "otlp"})
+    (server,) = agent.servers
+    spans = agent.span_exporter = _Spans()
+    run(agent, clock, 6)
+    assert spans.spans == []
+    llama.shutdown()
+    llama.server_close()
+    server.close()
+    run(agent, clock, 6)
+    assert ("otelperf.server.up down", "up", 10.0) in spans.states()
+    assert ("otelperf.worker.state unknown", "idle", 10.0) in spans.states()
+    assert {span.resource.attributes["service.name"] for span in spans.spans} == {"llama.cpp"}
+    before = len(spans.spans)
+    agent.close()
+    assert len(spans.spans) == before
+
+
+def test_spans_that_fail_keep_no_metrics_back(
+    clock: ManualClock, llama: HTTPServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"http://127.0.0.1:{llama.server_port}"
+    agent, emissions = make_agent(clock, mode="sidecar", **{"server.url": url, "traces.exporter": "otlp"})
+    agent.span_exporter = _Spans(RuntimeError("broken"))
+    run(agent, clock, 6)
+    llama.shutdown()
+    llama.server_close()
+    agent.servers[0].close()
+    run(agent, clock, 6)
+    assert ups(emissions) == [1, 0]
+    assert 'state changes not told problem="RuntimeError: broken"' in caplog.text
+    agent.close()
+
+
+def test_spans_cost_no_thread_before_the_first_and_none_at_all_where_they_go_nowhere(clock: ManualClock) -> None:
+    agent, _ = make_agent(clock, **{"host.root_path": str(PROC), "traces.exporter": "otlp"})
+    assert agent._span_sender is not None
+    run(agent, clock, 3)
+    assert not agent._span_sender.started
+    agent.close()
+    agent, _ = make_agent(clock, **{"host.root_path": str(PROC)})
+    assert (agent._span_sender, agent.span_exporter, agent._transitions) == (None, None, None)
+    agent.close()
+
+
+def test_the_states_of_a_server_that_has_moved_end_with_it(clock: ManualClock, llama: HTTPServer) -> None:
+    ports = {"server.ports": str(llama.server_port), "traces.exporter": "otlp"}
+    agent, _ = make_agent(clock, mode="sidecar", **ports)
+    spans = agent.span_exporter = _Spans()
+    run(agent, clock, 12)
+    assert agent._finder is not None
+    agent._finder.gone.append(agent.servers[0])
+    run(agent, clock, 1)
+    assert "otelperf.server.up unknown" in {name for name, _, _ in spans.states()}
+    assert {span.resource.attributes["service.name"] for span in spans.spans} == {"llama.cpp"}
     agent.close()

@@ -86,15 +86,15 @@ def test_flags_reach_the_agent_as_settings(agent: list[Any]) -> None:
         "--gate-heartbeat",
         "20s",
         "--server-url",
-        "http://a",
-        "--server-url=http://b",
+        "http://localhost:1",
+        "--server-url=http://localhost:2",
         "--host-enabled",
         "--mode",
         "sidecar",
     ]
     assert cli.main(["agent", *flags]) == 0
     (settings,) = agent
-    assert (settings.gate.heartbeat, settings.server.url) == (20.0, ("http://a", "http://b"))
+    assert (settings.gate.heartbeat, settings.server.url) == (20.0, ("http://localhost:1", "http://localhost:2"))
     assert settings.host.enabled
     assert settings.origin("server.url") == "--server-url"
 

@@ -106,7 +106,7 @@ def test_the_schema_refuses_what_the_loader_refuses(text: str, write: Callable[[
     [
         "gate: {heartbeat: 50}",
         "gate.heartbeat: 50s",
-        "server: {url: 'http://a,http://b'}",
+        "server: {url: 'http://127.0.0.1:1,http://localhost'}",
         "gate:",
         "host: {enabled: off}",
         "",
@@ -134,14 +134,15 @@ def test_every_profile_loads() -> None:
         "development": 10.0,
         "testing": 5.0,
     }
-    assert load({"profile": "testing", "server.url": "http://a"}).server.interval == 1.0
+    assert load({"profile": "testing", "server.url": "http://[::1]"}).server.interval == 1.0
 
 
 def test_no_two_settings_share_a_flag_or_a_variable() -> None:
     flags = [setting.flag for setting in SETTINGS]
     names = [name for setting in SETTINGS for name in (setting.variable, *setting.otel, *setting.also)]
     assert len(set(flags)) == len(flags)
-    assert len(set(names)) == len(names)
+    twice = {name for name in names if names.count(name) > 1}
+    assert twice == {name for name in names if re.fullmatch("OTEL_EXPORTER_OTLP_(?!METRICS|TRACES).*", name)}
 
 
 # Precedence and origin
@@ -225,6 +226,86 @@ def test_the_endpoint_follows_the_specification(environ: dict[str, str], endpoin
     assert settings.export.insecure == endpoint.startswith("http:")
 
 
+@pytest.mark.parametrize(
+    ("values", "environ", "endpoint", "origin"),
+    [
+        ({}, {}, "http://localhost:4318/v1/traces", "as export.endpoint"),
+        ({}, {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "http://localhost:4317", "as export.endpoint"),
+        ({}, {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, "http://localhost:4317", "default of grpc"),
+        ({}, {"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "grpc"}, "http://localhost:4317", "as export.endpoint"),
+        (
+            {"traces.protocol": "http/protobuf", "export.protocol": "grpc"},
+            {},
+            "http://localhost:4318/v1/traces",
+            "default",
+        ),
+        (
+            {},
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318/"},
+            "http://c:4318/v1/traces",
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+        ),
+        (
+            {},
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://t/x"},
+            "http://t/x",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        ),
+        (
+            {},
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "OTELPERF_TRACES_ENDPOINT": "http://t/x"},
+            "http://t/x",
+            "OTELPERF_TRACES_ENDPOINT",
+        ),
+        ({"export.endpoint": "https://c/otlp/v1/metrics/"}, {}, "https://c/otlp/v1/traces", "as export.endpoint"),
+        ({"export.endpoint": "https://c:1/push?tenant=a"}, {}, "https://c:1/v1/traces", "as export.endpoint"),
+        ({"export.endpoint": "https://u:p@c/v1/metrics"}, {}, "https://u:p@c/v1/traces", "as export.endpoint"),
+    ],
+)
+def test_the_endpoint_for_traces_follows_the_specification_and_else_that_for_metrics(
+    values: dict[str, str], environ: dict[str, str], endpoint: str, origin: str
+) -> None:
+    settings = load(values, environ)
+    assert (settings.traces.endpoint, settings.origin("traces.endpoint")) == (endpoint, origin)
+    assert settings.traces.insecure == endpoint.startswith("http:")
+
+
+def test_a_contradiction_about_traces_is_told() -> None:
+    environ = {"OTELPERF_TRACES_TIMEOUT": "1s", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "2000"}
+    (fault,) = faults({}, environ)
+    assert fault.endswith("both set traces.timeout and they differ, unset one")
+
+
+def test_what_metrics_are_sent_with_goes_with_traces_to_the_same_host_only() -> None:
+    secret = {"export.headers": "key=s", "export.certificate": "ca.pem", "export.endpoint": "https://c:4318/v1/metrics"}
+    here = load({**secret, "traces.endpoint": "https://c:4319/v1/traces"}).traces
+    assert (here.headers, here.certificate) == ({"key": "s"}, "ca.pem")
+    for elsewhere in ("https://d/v1/traces", "http://c:4318/v1/traces"):
+        there = load({**secret, "traces.endpoint": elsewhere}).traces
+        assert (there.headers, there.certificate) == ({}, None)
+    general = {"OTEL_EXPORTER_OTLP_HEADERS": "key=g", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://d/v1/traces"}
+    assert load({}, general).traces.headers == {"key": "g"}
+
+
+def test_a_key_without_its_certificate_is_told_once() -> None:
+    assert len(faults({"export.client_key": "k.pem"})) == 1
+    (fault,) = faults({"traces.client_key": "k.pem"})
+    assert fault.startswith("traces.client_key is k.pem")
+
+
+def test_traces_go_where_metrics_go_unless_told() -> None:
+    assert load({}).traces.exporter == "otlp"
+    assert load({"metrics.exporter": "none"}).traces.exporter == "none"
+    assert load({"profile": "development"}).traces.exporter == "console"
+    assert load({"metrics.exporter": "none"}, {"OTEL_TRACES_EXPORTER": "zipkin,otlp"}).traces.exporter == "otlp"
+
+
+@pytest.mark.parametrize(("exporter", "needed"), [("otlp", True), ("none", False)])
+def test_https_for_traces_needs_tls(exporter: str, needed: bool) -> None:
+    settings = load({"traces.endpoint": "https://t/v1/traces", "traces.exporter": exporter})
+    assert settings.needs_tls == needed
+
+
 def test_a_bare_number_is_milliseconds_only_in_an_otel_variable() -> None:
     assert load({}, {"OTEL_EXPORTER_OTLP_TIMEOUT": "2500"}).export.timeout == 2.5
     assert load({}, {"OTEL_EXPORTER_OTLP_TIMEOUT": "3s"}).export.timeout == 3.0
@@ -280,7 +361,7 @@ def test_a_value_that_a_stronger_place_hides_must_still_be_right() -> None:
         ({"gate.heartbeat": "111s"}, "gate.heartbeat is 111s (--gate-heartbeat): expected at most 110s"),
         ({"gate.heartbeat": "5s"}, "gate.linger is 5s (default) and gate.heartbeat is 5s (--gate-heartbeat)"),
         ({"host.interval": "50s"}, "host.interval is 50s (--host-interval) and gate.heartbeat is 50s (default)"),
-        ({"server.interval": "50s", "server.url": "http://a"}, "server.interval is 50s"),
+        ({"server.interval": "50s", "server.url": "http://localhost"}, "server.interval is 50s"),
         ({"gate.spacing": "51s"}, "gate.spacing is 51s (--gate-spacing) and gate.heartbeat is 50s (default)"),
         (
             {"export.backend": "google", "gate.heartbeat": "4s"},
@@ -292,7 +373,7 @@ def test_a_value_that_a_stronger_place_hides_must_still_be_right() -> None:
         ({"gate.stream_budget": "-3"}, "gate.stream_budget is '-3' (--gate-stream-budget): expected a number above 0"),
         ({"gate.integrals": "otelperf.server.*,system.cpu.*"}, "system.cpu.* fits no metric that has an integral"),
         ({"export.client_key": "/k"}, "expected both or neither"),
-        ({"server.url": "http://a,http://a/"}, "expected each server once"),
+        ({"server.url": "http://localhost,http://localhost/"}, "expected each server once"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(argv: dict[str, str], part: str) -> None:
@@ -513,7 +594,7 @@ def test_no_file_raises_anything_but_a_config_error(tmp_path_factory: pytest.Tem
 
 
 def test_secrets_are_masked_wherever_they_are_shown() -> None:
-    settings = load({"export.headers": "authorization=s3cret", "server.url": "http://me:s3cret@a"})
+    settings = load({"export.headers": "authorization=s3cret", "server.url": "http://me:s3cret@localhost"})
     for key in ("export.headers", "server.url"):
         shown = BY_KEY[key].show(settings.value(key))
         assert "s3cret" not in shown

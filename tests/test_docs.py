@@ -54,3 +54,13 @@ def test_every_command_in_contributing_and_readme_is_a_make_target() -> None:
     text = (PROJECT / "README.md").read_text() + (PROJECT / "CONTRIBUTING.md").read_text()
     for target in set(re.findall(r"make ([a-z]+)\b", text)) - {"a"}:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def examples(page: str) -> list[str]:
+    """Return the Python examples of a page."""
+    return re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / page).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("example", examples("application.md"))
+def test_the_examples_of_the_application_page_run(example: str) -> None:
+    exec(compile(example, "docs/application.md", "exec"), {})

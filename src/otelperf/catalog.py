@@ -20,6 +20,7 @@ class Metric:
 
     *averaged*: people ask for its mean, which over a rate window may be off by this much, in its unit; None: nobody does, or
     the mean is there already (CPU, PSI and throughput have counters, a load is an average, the batch size is a ratio of two).
+    *bounds*: of the buckets of a histogram that is counted in this process.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Metric:
     rule: Rule
     convention: str = "otelperf"
     averaged: float | None = None
+    bounds: tuple[float, ...] = ()
 
 
 def _hold(delta: float = 0.0, **more: object) -> Rule:
@@ -44,7 +46,7 @@ def _histogram(relative: float = 0.25) -> Rule:
 
 
 def _state(**more: object) -> Rule:
-    return Rule(kind="state", urgent=True, **more)  # type: ignore[arg-type] # keyword names are Rule's own
+    return Rule(kind="state", **more)  # type: ignore[arg-type] # keyword names are Rule's own
 
 
 _HEARTBEAT = Rule(kind="heartbeat")
@@ -228,7 +230,7 @@ HOST = (
         "counter",
         "{error}",
         "Receive and transmit errors.",
-        _hold(urgent=True, group="system.network.trouble", within=("network.io.direction",)),
+        _hold(group="system.network.trouble", within=("network.io.direction",)),
         "semconv",
     ),
     Metric("system.network.packet.dropped", "counter", "{packet}", "Packets dropped.", _trend(delta=10), "semconv"),
@@ -262,18 +264,52 @@ PROCESS = (
         "process.cpu.time",
         "counter",
         "s",
-        "The agent's own CPU time.",
+        "CPU time of the process: the agent, or the program that `instrument()` runs in.",
         _trend(delta=0.5),
         "semconv",
     ),
-    Metric("process.memory.usage", "updown", "By", "The agent's own resident memory.", _hold(2**20), "semconv"),
-    Metric("process.thread.count", "updown", "{thread}", "The agent's own threads.", _hold(), "semconv"),
+    Metric(
+        "process.memory.usage",
+        "updown",
+        "By",
+        "Resident memory of the process.",
+        _hold(2**20, relative=0.02),
+        "semconv",
+    ),
+    Metric("process.thread.count", "updown", "{thread}", "Threads of the process.", _hold(), "semconv"),
     Metric(
         "process.unix.file_descriptor.count",
         "updown",
         "{file_descriptor}",
-        "The agent's own open files.",
-        _hold(2),
+        "Open files of the process.",
+        _hold(2, relative=0.1),
+        "semconv",
+    ),
+)
+
+RUNTIME = (
+    Metric(
+        "cpython.gc.collections",
+        "counter",
+        "{collection}",
+        "Runs of the garbage collector, by generation.",
+        _trend(delta=20),
+        "semconv",
+    ),
+    Metric(
+        "cpython.gc.collected_objects",
+        "counter",
+        "{object}",
+        "Objects that it freed, by generation.",
+        _trend(delta=10_000),
+        "semconv",
+    ),
+    Metric(
+        "cpython.gc.uncollectable_objects",
+        "counter",
+        "{object}",
+        "Objects that it could not free, by generation.",
+        _trend(),
         "semconv",
     ),
 )
@@ -314,7 +350,7 @@ SERVER = (
         "counter",
         "{request}",
         "Requests that failed, by error.type; one request may count as several (a rejected one is also a 4xx or 5xx).",
-        _trend(urgent=True),
+        _trend(),
     ),
     Metric(
         "gen_ai.server.request.duration",
@@ -484,7 +520,7 @@ SERVER = (
         "otelperf.server.startup.duration",
         "gauge",
         "s",
-        "Time that a phase of the server's or a model's start took, by the server's own names of phases.",
+        "Time that a phase of the server's or a model's start took: the server's own phases, and those that the agent saw.",
         _hold(0.1),
     ),
     Metric("otelperf.server.models", "updown", "{model}", "Models loaded.", _hold()),
@@ -494,6 +530,170 @@ SERVER = (
         "By",
         "Memory that a loaded model takes, by kind: gpu, host.",
         _hold(relative=0.02, group="otelperf.server.model.memory", within=("otelperf.memory.kind",)),
+    ),
+)
+
+# What only several readings of a server say together.
+WATCH = (
+    Metric(
+        "otelperf.server.state",
+        "updown",
+        "1",
+        "1 for the state that the server is in (ready, loading, stuck, unresponsive, error, down), 0 for the others; stuck is "
+        "absent where it cannot be told.",
+        _state(group="otelperf.server.state", within=("otelperf.server.state",)),
+        averaged=0.01,
+    ),
+    Metric(
+        "otelperf.server.engine.state",
+        "updown",
+        "1",
+        "1 for the state that a data-parallel engine is in (ok, straggling, stuck), 0 for the others; only where there "
+        "are several.",
+        _state(group="otelperf.server.engine.state", within=("otelperf.server.engine.state",)),
+        averaged=0.01,
+    ),
+    Metric(
+        "otelperf.server.restarts",
+        "counter",
+        "{restart}",
+        "Restarts that the agent saw, by what changed: engine, model, arguments, none, or unknown.",
+        _hold(heartbeat=_SELDOM),
+    ),
+    Metric(
+        "otelperf.server.exits",
+        "counter",
+        "{exit}",
+        "Ends of the server's process, by reason: signal:SIGKILL, exit:1, oom, or unknown. Absent before the first.",
+        _hold(heartbeat=_SELDOM),
+    ),
+)
+
+_DOUBLING = tuple(round(0.01 * 2**step, 2) for step in range(14))  # 10 ms to 81.92 s, as the conventions give them
+_FOURFOLD = tuple(float(4**step) for step in range(14))
+_HTTP = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+
+APPLICATION = (
+    Metric(
+        "gen_ai.client.operation.duration",
+        "histogram",
+        "s",
+        "Time that a call of a model took.",
+        _histogram(),
+        "semconv",
+        bounds=_DOUBLING,
+    ),
+    Metric(
+        "gen_ai.client.operation.time_to_first_chunk",
+        "histogram",
+        "s",
+        "Time from the call to the first chunk of a streamed answer.",
+        _histogram(),
+        "semconv",
+        bounds=_DOUBLING,
+    ),
+    Metric(
+        "gen_ai.client.operation.time_per_output_chunk",
+        "histogram",
+        "s",
+        "Time from one chunk of a streamed answer to the next.",
+        _histogram(),
+        "semconv",
+        bounds=_DOUBLING,
+    ),
+    Metric(
+        "gen_ai.client.token.usage",
+        "histogram",
+        "{token}",
+        "Tokens of a call, by type (input, output).",
+        _histogram(),
+        "semconv",
+        bounds=_FOURFOLD,
+    ),
+    Metric(
+        "http.server.request.duration",
+        "histogram",
+        "s",
+        "Time that an HTTP request took to answer.",
+        _histogram(),
+        "semconv",
+        bounds=_HTTP,
+    ),
+    Metric(
+        "http.server.active_requests",
+        "updown",
+        "{request}",
+        "HTTP requests being answered.",
+        _hold(relative=0.25),
+        "semconv",
+    ),
+    Metric(
+        "http.client.request.duration",
+        "histogram",
+        "s",
+        "Time that an HTTP request to another service took.",
+        _histogram(),
+        "semconv",
+        bounds=_HTTP,
+    ),
+    Metric(
+        "otelperf.client.active_requests",
+        "updown",
+        "{request}",
+        "Calls of a model that are under way.",
+        _hold(relative=0.25),
+    ),
+    Metric(
+        "otelperf.worker.time",
+        "counter",
+        "s",
+        "Seconds that the worker spent in each state (active, idle, error).",
+        _trend(delta=1.2, group="otelperf.worker.time", within=("otelperf.worker.state",)),
+    ),
+    Metric("otelperf.worker.active_tasks", "updown", "{task}", "Tasks that the worker is at.", _hold(relative=0.25)),
+    Metric(
+        "otelperf.worker.tasks", "counter", "{task}", "Tasks that the worker ended, also in error.", _trend(delta=2)
+    ),
+    Metric("otelperf.worker.errors", "counter", "{task}", "Tasks that ended in error, by its type.", _trend()),
+    Metric("otelperf.worker.task.duration", "histogram", "s", "Time that a task took.", _histogram()),
+    Metric(
+        "otelperf.cache.queries",
+        "counter",
+        "{query}",
+        "Times that the cache was asked.",
+        _trend(delta=20, group="otelperf.cache"),
+    ),
+    Metric(
+        "otelperf.cache.hits",
+        "counter",
+        "{query}",
+        "Times that the cache had the answer: over otelperf.cache.queries the hit ratio.",
+        _trend(delta=20, group="otelperf.cache"),
+    ),
+    Metric("otelperf.cache.size", "updown", "{entry}", "Entries in the cache.", _hold(relative=0.1)),
+    Metric("otelperf.cache.limit", "updown", "{entry}", "Most entries that the cache may have.", _hold()),
+    Metric(
+        "otelperf.memory.reliefs",
+        "counter",
+        "{relief}",
+        "Steps of relief taken when memory was short, by step (caches, garbage, callback) and cause (stall, limit).",
+        _trend(),
+    ),
+    Metric("otelperf.memory.freed", "counter", "By", "Resident memory that they freed.", _trend(delta=2**20)),
+    Metric("otelperf.quality.score", "histogram", "1", "Scores of answers, by what is scored.", _histogram()),
+    Metric(
+        "otelperf.quality.drift",
+        "gauge",
+        "1",
+        "Distance of the last scores from the baseline (Kolmogorov-Smirnov, 0 to 1).",
+        _hold(0.05),
+    ),
+    Metric(
+        "otelperf.quality.drift.limit",
+        "gauge",
+        "1",
+        "Drift that chance alone passes once in a thousand times.",
+        _hold(0.02),
     ),
 )
 
@@ -561,6 +761,22 @@ AGENT = (
     ),
     Metric("otelperf.export.queue.limit", "updown", "By", "Most bytes that may wait.", _hold(heartbeat=_SELDOM)),
     Metric(
+        "otel.sdk.exporter.span.exported",
+        "counter",
+        "{span}",
+        "Spans that were delivered; with error.type those that were refused, rejected or dropped. Absent before the first.",
+        _RARELY,
+        "semconv",
+    ),
+    Metric(
+        "otel.sdk.exporter.span.inflight",
+        "updown",
+        "{span}",
+        "Spans waiting to be sent. Absent before the first.",
+        _hold(100, relative=0.5, heartbeat=_SELDOM),
+        "semconv",
+    ),
+    Metric(
         "otelperf.tick.duration",
         "gauge",
         "s",
@@ -596,6 +812,13 @@ AGENT = (
         _hold(0.01, relative=2.0, heartbeat=_SELDOM),
     ),
     Metric(
+        "otelperf.source.interval",
+        "gauge",
+        "s",
+        "Time between two readings of a server, as it is now: longer than set while it answers slowly.",
+        _hold(relative=0.5, heartbeat=_SELDOM),
+    ),
+    Metric(
         "otelperf.source.last_success",
         "gauge",
         "s",
@@ -622,9 +845,9 @@ def _integral(row: Metric, tolerated: float) -> Metric:
 
 
 INTEGRALS: tuple[Metric, ...] = tuple(
-    _integral(row, row.averaged) for row in HOST + PROCESS + SERVER if row.averaged is not None
+    _integral(row, row.averaged) for row in HOST + PROCESS + SERVER + WATCH if row.averaged is not None
 )
-METRICS: tuple[Metric, ...] = HOST + PROCESS + SERVER + INTEGRALS + AGENT
+METRICS: tuple[Metric, ...] = HOST + PROCESS + RUNTIME + SERVER + WATCH + APPLICATION + INTEGRALS + AGENT
 BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}
 
 

@@ -60,6 +60,12 @@ def _savings(arguments: argparse.Namespace) -> int:
     return savings.run(arguments)
 
 
+def _run_program(arguments: argparse.Namespace) -> int:
+    from otelperf import run_command
+
+    return run_command.run(_given(arguments), arguments.config, arguments.program)
+
+
 def _config_show(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     rows = [(each, settings.value(each.key), settings.origin(each.key)) for each in config.SETTINGS]
@@ -121,6 +127,12 @@ def _add_flag(group: argparse._ArgumentGroup, setting: config.Setting) -> None:
     group.add_argument(setting.flag, metavar=name if "|" in name else name.upper(), **options)
 
 
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("program", nargs=argparse.REMAINDER, help="the program and its arguments, best after --")
+    _add_settings(parser)
+    parser.usage = "%(prog)s [FLAG ...] [--] PROGRAM [ARGUMENT ...]"
+
+
 def _add_settings_and_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     _add_settings(parser)
@@ -143,6 +155,7 @@ CONFIG_COMMANDS: tuple[Command, ...] = (
 COMMANDS: tuple[Command, ...] = (
     Command("agent", "sample this machine and its inference servers, and send what moves", _add_settings, _agent),
     Command("config", "show settings, print the schema of the settings file", _add_config, lambda _: 0),
+    Command("run", "start a Python program, and measure it from inside", _add_run, _run_program),
     Command("doctor", "check that metrics can be read and arrive", _add_settings_and_json, _doctor),
     Command(
         "savings",
@@ -207,9 +220,14 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _settings(arguments: argparse.Namespace) -> config.Settings:
+    return config.load(_given(arguments), os.environ, arguments.config)
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the settings that were given as flags, and the flags that are none."""
     given = {key: value for key, value in vars(arguments).items() if key in config.BY_KEY}
     values = {key: ",".join(value) if isinstance(value, list) else value for key, value in given.items()}
-    return config.load({**values, **dict.fromkeys(arguments.unknown, "")}, os.environ, arguments.config)
+    return {**values, **dict.fromkeys(arguments.unknown, "")}
 
 
 def _unknown(extras: Sequence[str]) -> list[str]:

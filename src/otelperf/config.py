@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 from urllib.parse import quote, urlsplit
 
 from otelperf.backends import BACKENDS
+from otelperf.config_maps import ENGINE, ENGINES, GLOBS, MAPS
 from otelperf.config_rules import HEARTBEAT_CEILING, INTEGRALS, RULES
 from otelperf.config_values import (
     AMOUNT,
@@ -25,6 +26,8 @@ from otelperf.config_values import (
     PATH,
     PERIOD,
     PORT,
+    PORTS,
+    SHARE,
     SIZE,
     TEXT,
     URL,
@@ -35,6 +38,7 @@ from otelperf.config_values import (
     choice,
     count,
     duration,
+    is_loopback,
     near,
     otel_boolean,
     quoted,
@@ -48,10 +52,9 @@ if TYPE_CHECKING:
 
 
 MASK = "****"
-# As in sources/engines, which this file must not load.
-ENGINES = ("llama.cpp", "triton", "sglang", "tgi", "trtllm", "vllm", "ollama")
-METRICS_EXPORTERS = ("otlp", "console", "none")
+EXPORTERS = ("otlp", "console", "none")
 _NO_MAPPING: Mapping[str, str] = MappingProxyType({})
+PODINFO = "/etc/podinfo/annotations"  # as in the Kubernetes documentation
 
 
 class Found(NamedTuple):
@@ -112,6 +115,8 @@ class Setting:
 
     def show(self, value: Any) -> str:
         """Return the value in a few words, as a flag would take it if there is one, with secrets masked."""
+        if self.kind is MAPS:
+            return ", ".join(each["name"] for each in value)
         return _flat(self.plain(value))
 
 
@@ -154,6 +159,8 @@ def _derived_host(known: Mapping[str, Found], _: Mapping[str, str]) -> Found:
 
 
 def _derived_find(known: Mapping[str, Found], _: Mapping[str, str]) -> Found:
+    if known["server.ports"].value:
+        return Found(True, "default with server.ports")
     mode, named = known["mode"].value, bool(known["server.url"].value)
     return Found(mode == "sidecar" and not named, f"default of mode {mode}" + (" with server.url" if named else ""))
 
@@ -199,6 +206,52 @@ def _otlp(name: str) -> tuple[str, str]:
     return f"OTEL_EXPORTER_OTLP_METRICS_{name}", f"OTEL_EXPORTER_OTLP_{name}"
 
 
+def _traces(name: str, **more: Any) -> dict[str, Any]:
+    """Return the places of a setting for traces; the general variable is less, and so no contradiction of ours."""
+    return {"otel": (f"OTEL_EXPORTER_OTLP_TRACES_{name}",), "also": (f"OTEL_EXPORTER_OTLP_{name}",), **more}
+
+
+def _as_export(name: str, *, there: bool = False) -> dict[str, Any]:
+    """Return the places of a setting for traces that is as that for metrics; if *there*, only where both go to one host."""
+    key = f"export.{name}"
+
+    def derive(known: Mapping[str, Found], _: Mapping[str, str]) -> Found | None:
+        elsewhere = there and _host(known["traces.endpoint"].value) != _host(known["export.endpoint"].value)
+        return None if elsewhere else Found(known[key].value, f"as {key}")
+
+    return _traces(name.upper(), derive=derive, usual=f"as {key}" + (" where both go to one host" if there else ""))
+
+
+def _host(url: str) -> tuple[str, str | None]:
+    parts = urlsplit(url)
+    return parts.scheme.lower(), parts.hostname
+
+
+def _derived_traces(known: Mapping[str, Found], _: Mapping[str, str]) -> Found:
+    return Found(known["metrics.exporter"].value, "as metrics.exporter")
+
+
+def _derived_traces_endpoint(known: Mapping[str, Found], _: Mapping[str, str]) -> Found | None:
+    """Where metrics go, under the path for traces; where that is another protocol, on its usual port here."""
+    grpc = known["traces.protocol"].value == "grpc"
+    if grpc != (known["export.protocol"].value == "grpc"):
+        return Found("http://localhost:4317", "default of grpc") if grpc else None
+    endpoint: str = known["export.endpoint"].value
+    if not grpc:
+        parts = urlsplit(endpoint)
+        path = parts.path.rstrip("/")
+        base = path.removesuffix("/v1/metrics") if path.endswith("/v1/metrics") else ""
+        endpoint = parts._replace(path=f"{base}/v1/traces", query="", fragment="").geturl()
+    return Found(endpoint, "as export.endpoint")
+
+
+def _derived_traces_insecure(known: Mapping[str, Found], _: Mapping[str, str]) -> Found:
+    if known["traces.endpoint"].value == known["export.endpoint"].value:
+        return Found(known["export.insecure"].value, "as export.insecure")
+    scheme = urlsplit(known["traces.endpoint"].value).scheme
+    return Found(scheme == "http", f"default of {scheme}")
+
+
 # A row is a line or two, as in a table.
 # fmt: off
 
@@ -215,7 +268,7 @@ class Metrics:
     """Where metrics go."""
 
     exporter: Literal["otlp", "console", "none"] = _setting(
-        choice(*METRICS_EXPORTERS), "otlp", "Where metrics go: a Collector, standard output, nowhere.",
+        choice(*EXPORTERS), "otlp", "Where metrics go: a Collector, standard output, nowhere.",
         otel=("OTEL_METRICS_EXPORTER",), profiles={"development": "console"}
     )
 
@@ -265,10 +318,60 @@ class Export:
     max_points: int = _setting(count(1, 1_000_000), 2000, "Most points in one request.")
     shutdown_timeout: float = _setting(DURATION, 2.0, "Time for the last requests when the agent stops.")
 
+    tls_keys = "export.certificate, export.client_certificate, export.client_key"
+
     @property
     def by_https(self) -> bool:
         """Whether requests go by OTLP over HTTPS."""
         return self.protocol != "grpc" and _is_https(self.endpoint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traces:
+    """Where spans go, and how."""
+
+    exporter: Literal["otlp", "console", "none"] = _setting(
+        choice(*EXPORTERS), "otlp", "Where spans (of state changes) go: a Collector, standard output, nowhere.",
+        otel=("OTEL_TRACES_EXPORTER",), derive=_derived_traces, usual="as metrics.exporter"
+    )
+    protocol: Literal["http/protobuf", "grpc"] = _setting(
+        choice("http/protobuf", "grpc"), "http/protobuf", "Transport of spans.", **_as_export("protocol")
+    )
+    endpoint: str = _setting(
+        URL, "http://localhost:4318/v1/traces",
+        "URL for spans, used as it is; only OTEL_EXPORTER_OTLP_ENDPOINT gets /v1/traces appended, for http.",
+        **_traces("ENDPOINT", derive=_derived_traces_endpoint, usual="as export.endpoint, with /v1/traces for /v1/metrics")
+    )
+    headers: Mapping[str, str] = _setting(
+        HEADERS, _NO_MAPPING, "Headers sent with each request of spans. Never shown.", **_as_export("headers", there=True)
+    )
+    timeout: float = _setting(PERIOD, 10.0, "How long one request of spans may take.", **_as_export("timeout"))
+    compression: Literal["none", "gzip"] = _setting(
+        choice("none", "gzip"), "none", "Compression of requests of spans.", **_as_export("compression")
+    )
+    certificate: str | None = _setting(
+        TEXT, None, "File of the CA of the certificate of the Collector for spans.", **_as_export("certificate", there=True)
+    )
+    client_key: str | None = _setting(
+        TEXT, None, "File of the client's private key for spans (mTLS).", **_as_export("client_key", there=True)
+    )
+    client_certificate: str | None = _setting(
+        TEXT, None, "File of the client's certificate for spans (mTLS).", **_as_export("client_certificate", there=True)
+    )
+    insecure: bool = _setting(
+        BOOLEAN, True, "Use grpc without TLS for spans.",
+        **_traces("INSECURE", derive=_derived_traces_insecure, usual="true if the endpoint is http://")
+    )
+    queue_size: int = _setting(
+        SIZE, 2 * 2**20, "Bytes of spans that may wait while the Collector is away; beyond, the oldest go."
+    )
+
+    tls_keys = "traces.certificate, traces.client_certificate, traces.client_key"
+
+    @property
+    def by_https(self) -> bool:
+        """Whether requests go by OTLP over HTTPS."""
+        return self.exporter == "otlp" and self.protocol != "grpc" and _is_https(self.endpoint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,18 +451,55 @@ class Server:
     """The inference servers to read."""
 
     url: tuple[str, ...] = _setting(URLS, (), "Base URLs of inference servers.")
+    remote: bool = _setting(
+        BOOLEAN, False, "Read servers of server.url that are neither on loopback nor at the pod's own address, too."
+    )
+    ports: tuple[int, ...] = _setting(
+        PORTS, (), "Ports of 127.0.0.1 to look for servers at, instead of the usual ones.", usual="the usual ones"
+    )
     find: bool = _setting(
         BOOLEAN, False, "Look for inference servers on the usual ports of 127.0.0.1.", derive=_derived_find,
-        usual="true in mode sidecar without server.url, else false"
+        usual="true in mode sidecar without server.url, and with server.ports, else false"
+    )
+    annotations: str = _setting(
+        PATH, PODINFO, "The pod's annotations, as the downward API writes them; they say where to look (docs/servers.md)."
+    )
+    token_file: str | None = _setting(
+        PATH, None, "File of the bearer token that the servers want; read again when it changes."
+    )
+    certificate: str | None = _setting(PATH, None, "File of the CA of the servers' certificates.")
+    client_key: str | None = _setting(PATH, None, "File of the private key shown to the servers (mTLS).")
+    client_certificate: str | None = _setting(PATH, None, "File of the certificate shown to the servers (mTLS).")
+    tls_server_name: str | None = _setting(
+        TEXT, None, "Name that the servers' certificates are for, where it is not the host in the URL."
     )
     engine: str = _setting(
-        choice("auto", *ENGINES), "auto", "What the servers are; auto: what their pages look like."
+        ENGINE, "auto", "What the servers are, or the name of a map; auto: what their pages look like."
     )
     name: str | None = _setting(TEXT, None, "service.name of the servers' metrics.", usual="the engine's name")
     container: str | None = _setting(TEXT, None, "k8s.container.name of the servers' metrics.")
     interval: float = _setting(PERIOD, 5.0, "Time between readings.", profiles={"testing": 1.0})
-    timeout: float = _setting(PERIOD, 2.0, "How long one reading may take.", profiles={"testing": 0.5})
+    timeout: float = _setting(PERIOD, 2.0, "How long one page may take.", profiles={"testing": 0.5})
+    share: float = _setting(
+        SHARE, 0.02, "Most of the time that reading a server may take; one that answers slowly is read less often."
+    )
     max_page: int = _setting(SIZE, 4 * 2**20, "Most bytes of a server's page; a longer one is refused.")
+    stuck_after: float = _setting(
+        PERIOD, 60.0, "An engine is stuck if requests run and no step of work was seen for so long.", profiles={"testing": 5.0}
+    )
+    process: bool = _setting(
+        BOOLEAN, True, "Look in /proc for the process of a server on loopback, to tell how it ended."
+    )
+    passthrough: tuple[str, ...] = _setting(
+        GLOBS, (), "Series of the servers, as globs, to send under their own names as well (docs/servers.md)."
+    )
+    mapped: bool = _setting(
+        BOOLEAN, True,
+        "Send what the servers say under our names; false sends what server.passthrough names, and otelperf.server.up."
+    )
+    maps: tuple[Mapping[str, Any], ...] = _setting(
+        MAPS, (), "Maps of your own for servers that none is made for (docs/servers.md).", file_only=True
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -400,9 +540,27 @@ class K8s:
     pod_uid: str | None = _setting(
         TEXT, None, "k8s.pod.uid; keeps service.instance.id through restarts.", also=("POD_UID",)
     )
+    pod_ip: tuple[str, ...] = _setting(
+        NAMES, (), "The pod's own addresses: a server there is read as one on loopback is.", also=("POD_IPS", "POD_IP")
+    )
     namespace: str | None = _setting(TEXT, None, "k8s.namespace.name.", also=("POD_NAMESPACE",))
     node_name: str | None = _setting(TEXT, None, "k8s.node.name.", also=("NODE_NAME",))
     container_name: str | None = _setting(TEXT, None, "k8s.container.name of the agent.", also=("CONTAINER_NAME",))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instrument:
+    """Inside a Python program: `otelperf.instrument()` and `otelperf run`."""
+
+    libraries: tuple[str, ...] = _setting(
+        NAMES, ("all",), "Libraries to instrument by themselves: all, none, or names (docs/instrument.md)."
+    )
+    set_global: bool = _setting(
+        BOOLEAN, False, "Make our providers those of the OpenTelemetry API, where the program has set none."
+    )
+    content: bool = _setting(
+        BOOLEAN, False, "Let what people and models wrote out of the process: on spans, with texts of exceptions and URLs' queries."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -440,6 +598,7 @@ class Settings:
     sdk: Sdk = Sdk()
     metrics: Metrics = Metrics()
     export: Export = Export()
+    traces: Traces = Traces()
     gate: Gate = field(default_factory=Gate)
     host: Host = Host()
     server: Server = Server()
@@ -447,6 +606,7 @@ class Settings:
     resource: Resource = field(default_factory=Resource)
     service: Service = Service()
     k8s: K8s = K8s()
+    instrument: Instrument = Instrument()
     log: Log = Log()
     doctor: Doctor = Doctor()
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
@@ -454,7 +614,12 @@ class Settings:
     @property
     def needs_tls(self) -> bool:
         """Whether HTTPS is spoken to anyone (gRPC brings TLS of its own)."""
-        return self.export.by_https or any(_is_https(url) for url in self.server.url)
+        return self.export.by_https or self.traces.by_https or any(_is_https(url) for url in self.server.url)
+
+    def is_here(self, url: str) -> bool:
+        """Whether *url* is of this machine or pod; nothing is resolved: of names only localhost is."""
+        host = urlsplit(url).hostname or ""
+        return is_loopback(host) or host in (each.lower() for each in self.k8s.pod_ip)
 
     def origin(self, key: str) -> str:
         """Say where the value of *key* came from: a flag, a variable, a file and its line, a profile, ``default``."""
@@ -467,8 +632,9 @@ class Settings:
 
 
 SECTIONS: Mapping[str, type] = {
-    "sdk": Sdk, "metrics": Metrics, "export": Export, "gate": Gate, "host": Host, "server": Server,
-    "endpoint": Endpoint, "resource": Resource, "service": Service, "k8s": K8s, "log": Log, "doctor": Doctor,
+    "sdk": Sdk, "metrics": Metrics, "export": Export, "traces": Traces, "gate": Gate, "host": Host, "server": Server,
+    "endpoint": Endpoint, "resource": Resource, "service": Service, "k8s": K8s, "instrument": Instrument,
+    "log": Log, "doctor": Doctor,
 }
 # fmt: on
 
@@ -485,7 +651,12 @@ SETTINGS: tuple[Setting, ...] = tuple(_table())
 BY_KEY: Mapping[str, Setting] = {setting.key: setting for setting in SETTINGS}
 FILE_FLAG = "--config"
 FILE_VARIABLE = "OTELPERF_CONFIG"
-OTHER_VARIABLES = (FILE_VARIABLE, "OTELPERF_PARTS")  # the latter: the folder where tests keep the real parts
+RUN_VARIABLE = "OTELPERF_RUN"  # what `otelperf run` was told, for the program that it starts
+OTHER_VARIABLES = (
+    FILE_VARIABLE,
+    RUN_VARIABLE,
+    "OTELPERF_PARTS",
+)  # the last: the folder where tests keep the real parts
 
 # Kubernetes gives each container variables for each Service: one called otelperf, or otelperf-endpoint, must not hurt.
 _SERVICE_LINK = re.compile(
@@ -498,17 +669,19 @@ _SERVICE_LINK_VALUE = re.compile(r"(?:tcp|udp|sctp)://.*")
 
 
 def load(
-    argv_values: Mapping[str, str] | None = None,
+    argv_values: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     file: str | Path | None = None,
+    *,
+    named: Callable[[Setting], str] = lambda setting: setting.flag,
 ) -> Settings:
     """Find each setting's value; raise one ConfigError with a line for everything that is wrong.
 
-    *argv_values* by key. Without *file* the one that OTELPERF_CONFIG names is read, if any.
+    *argv_values* by key; *named* is how errors call one of them. Without *file* the one that OTELPERF_CONFIG names is read, if any.
     """
     environ = {} if environ is None else environ
     path = file if file is not None else environ.get(FILE_VARIABLE) or None
-    search = _Search(argv_values or {}, environ)
+    search = _Search(argv_values or {}, environ, named)
     if path is not None:
         search.entries = _entries(str(path), search.problems)
     search.refuse_unknown()
@@ -524,8 +697,9 @@ def load(
 class _Search:
     """One search for all values. Each place is looked at even if a stronger one has spoken, so that all faults show."""
 
-    def __init__(self, argv: Mapping[str, str], environ: Mapping[str, str]) -> None:
+    def __init__(self, argv: Mapping[str, Any], environ: Mapping[str, str], named: Callable[[Setting], str]) -> None:
         self.argv = argv
+        self.named = named
         self.environ = environ
         self.entries: dict[str, Found] = {}
         self.found: dict[str, Found] = {}
@@ -570,7 +744,7 @@ class _Search:
     def _flag(self, setting: Setting) -> Found | None:
         if setting.key not in self.argv or setting.file_only:
             return None
-        return self._parsed(setting, Found(self.argv[setting.key], setting.flag))
+        return self._parsed(setting, Found(self.argv[setting.key], self.named(setting)))
 
     def _variable(self, setting: Setting) -> Found | None:
         """Read the environment. Empty is unset, as OpenTelemetry has it; a flag settles a contradiction."""
@@ -588,7 +762,8 @@ class _Search:
             return None
         found = self._parsed(setting, Found(text, name))
         if found is not None and name == "OTEL_EXPORTER_OTLP_ENDPOINT":
-            return Found(_signal_url(found.value, self.found["export.protocol"].value), name)
+            section = setting.key.partition(".")[0]
+            return Found(_signal_url(found.value, section, self.found[f"{section}.protocol"].value), name)
         return found
 
     def _entry(self, setting: Setting) -> Found | None:
@@ -631,8 +806,8 @@ def _parser(setting: Setting, origin: str) -> Callable[[Any], Any]:
     """A bare number in an OTEL_ variable is milliseconds, and its booleans are true and false only."""
     if origin == "OTEL_LOG_LEVEL":
         return lambda value: setting.kind.parse(_OTEL_LEVELS.get(str(value).strip().lower(), value))
-    if origin == "OTEL_METRICS_EXPORTER":  # a list: the first that we know
-        return lambda value: setting.kind.parse(_first_of(str(value), METRICS_EXPORTERS))
+    if origin in {"OTEL_METRICS_EXPORTER", "OTEL_TRACES_EXPORTER"}:  # a list: the first that we know
+        return lambda value: setting.kind.parse(_first_of(str(value), EXPORTERS))
     if origin.startswith("OTEL_") and setting.kind is BOOLEAN:
         return otel_boolean
     if origin.startswith("OTEL_") and setting.kind is PERIOD:
@@ -641,12 +816,13 @@ def _parser(setting: Setting, origin: str) -> Callable[[Any], Any]:
 
 
 def _tell(setting: Setting, origin: str, value: Any) -> str:
-    shown = "" if setting.kind is RULES else f" is {MASK if setting.secret else _masked(quoted(value))}"
+    shown = "" if setting.kind in {RULES, MAPS} else f" is {MASK if setting.secret else _masked(quoted(value))}"
     return f"{setting.key}{shown} ({origin})"
 
 
-def _signal_url(base: str, protocol: str) -> str:
-    return base if protocol == "grpc" else base.rstrip("/") + "/v1/metrics"
+def _signal_url(base: str, section: str, protocol: str) -> str:
+    path = "/v1/traces" if section == "traces" else "/v1/metrics"
+    return base if protocol == "grpc" else base.rstrip("/") + path
 
 
 def _settings(found: Mapping[str, Found]) -> Settings:
@@ -670,10 +846,44 @@ def _contradictions(settings: Settings) -> Iterator[_Told]:
     ):
         if used and settings.value(f"{section}.interval") >= settings.gate.heartbeat:
             yield _told(settings, "expected the interval to be shorter", f"{section}.interval", "gate.heartbeat")
-    if (settings.export.client_key is None) != (settings.export.client_certificate is None):
-        yield _told(settings, "expected both or neither", "export.client_key", "export.client_certificate")
-    if len(set(settings.server.url)) < len(settings.server.url):
+    for section, way in (("export", settings.export), ("traces", settings.traces), ("server", settings.server)):
+        derived = settings.origin(f"{section}.client_key") == "as export.client_key"  # told already
+        if (way.client_key is None) != (way.client_certificate is None) and not derived:
+            yield _told(settings, "expected both or neither", f"{section}.client_key", f"{section}.client_certificate")
+    yield from _server_contradictions(settings)
+    yield from _url_contradictions(settings)
+
+
+def _url_contradictions(settings: Settings) -> Iterator[_Told]:
+    server = settings.server
+    if len(set(server.url)) < len(server.url):
         yield _told(settings, "expected each server once", "server.url")
+    elsewhere = [url for url in server.url if not settings.is_here(url)]
+    if elsewhere and not server.remote:
+        expected = (
+            f"{_masked(elsewhere[0])} is not on loopback: expected 127.0.0.1, [::1], localhost or the pod's own address "
+            "(k8s.pod_ip); set server.remote to true to read a server elsewhere"
+        )
+        yield _told(settings, expected, "server.url")
+    if server.token_file is None:
+        return
+    for url in elsewhere if server.remote else ():
+        if not _is_https(url):
+            expected = f"the token would be sent to {_masked(url)} in the clear, expected https"
+            yield _told(settings, expected, "server.token_file", "server.url")
+    if any(urlsplit(url).username is not None for url in server.url):
+        yield _told(settings, "expected a token or a login in the URL, not both", "server.token_file", "server.url")
+
+
+def _server_contradictions(settings: Settings) -> Iterator[_Told]:
+    server = settings.server
+    names = ("auto", *(each["name"] for each in server.maps), *ENGINES)
+    if server.engine not in names:
+        expected = f"expected one of {', '.join(names)}{near(server.engine, names)}"
+        yield _told(settings, expected, "server.engine")
+    if not server.mapped and not server.passthrough and not any(each.get("passthrough") for each in server.maps):
+        expected = "nothing of a server would be sent, expected series to pass through"
+        yield _told(settings, expected, "server.mapped", "server.passthrough")
 
 
 def _gate_contradictions(settings: Settings) -> Iterator[_Told]:
@@ -709,7 +919,7 @@ def _gate_contradictions(settings: Settings) -> Iterator[_Told]:
 
 
 def _told(settings: Settings, expected: str, *keys: str) -> _Told:
-    values = (f"{key} is {BY_KEY[key].show(settings.value(key))} ({settings.origin(key)})" for key in keys)
+    values = (f"{key} is {BY_KEY[key].show(settings.value(key)) or 'empty'} ({settings.origin(key)})" for key in keys)
     return keys, f"{' and '.join(values)}: {expected}"
 
 

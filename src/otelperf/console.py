@@ -6,12 +6,16 @@ import math
 import re
 import sys
 import time
-from typing import IO, Any
+from collections.abc import Mapping
+from typing import IO, TYPE_CHECKING, Any
 
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData, NumberDataPoint
 
 from otelperf.gate.metrics import Emission, GateStats
 from otelperf.logs import Log
+
+if TYPE_CHECKING:
+    from otelperf.transitions import Transition
 
 _log = Log("otelperf.console")
 
@@ -61,9 +65,14 @@ class Console:
         if self._ended is not None and emission.reason == "end":
             self._ended += emission.new is None
             return
-        attributes = ", ".join(f"{_short(key)}={value}" for key, value in (emission.attributes or {}).items())
-        name = f"{emission.name}{{{attributes}}}" if attributes else emission.name
+        name = _named(emission.name, emission.attributes or {})
         self._print(f"{_clock(emission.time)}  {name:<68} {_change(emission):<26} {emission.reason}")
+
+    def transition(self, change: Transition) -> None:
+        """Print one line: time, metric, attributes, old → new state, how long the old one was held."""
+        name = _named(change.metric, change.attributes)
+        states = f"{change.previous} → {change.new}"
+        self._print(f"{_clock(change.at)}  {name:<68} {states:<26} span: after {change.duration:.3g} s")
 
     def stopping(self) -> None:
         """Everything ends now: count the ends rather than print a line for each."""
@@ -118,6 +127,11 @@ def _change(emission: Emission) -> str:
         return f"{amount(old, unit)} → +{written(new.value - old.value, unit)}"
     before, after = amount(old, unit), amount(new, unit)
     return after if before == after else f"{before} → {after}"
+
+
+def _named(name: str, attributes: Mapping[str, Any]) -> str:
+    shown = ", ".join(f"{_short(key)}={value}" for key, value in attributes.items())
+    return f"{name}{{{shown}}}" if shown else name
 
 
 def _short(key: str) -> str:

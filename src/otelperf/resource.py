@@ -6,8 +6,10 @@ the same series instead of doubling them for five minutes.
 
 from __future__ import annotations
 
+import os
 import platform
 import socket
+import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,6 +77,59 @@ def _server(settings: Settings, server: Server, place: _Place) -> Resource:
             **place.instance(name or "", server.url),
         }
     )
+
+
+def process_resource(
+    settings: Settings,
+    environ: Mapping[str, str],
+    application: Mapping[str, Any],
+    *,
+    named: bool = False,
+    forked: bool = False,
+) -> Resource:
+    """Return the resource of the program that we run in.
+
+    What the *application* says of itself in its own providers goes before the environment, but not before a name that was
+    given in a call (*named*). The instance is told apart by its process id, and where the container has no name of its own also
+    by the namespace of process ids: so no two processes that live at once have one, and process 1 of a pod's container keeps its
+    own through restarts. A process that was *forked* cannot have its parent's, whoever gave it.
+    """
+    place = _Place(settings, environ)
+    user = {key: value for key, value in settings.resource.attributes.items() if key in _ONE_PROCESS}
+    container = settings.k8s.container_name if place.pod else None
+    theirs = {key: value for key, value in application.items() if not (key == "service.name" and _nameless(value))}
+    own = f"{_UNKNOWN}:python" if settings.origin("service.name") == "default" else settings.service.name
+    name = own if named else str(theirs.get("service.name", own))
+    pid = os.getpid()
+    where = container or f"{place.host['host.name']}/{_pid_namespace()}"
+    instance = place.instance(where, f"{name}/{pid}")
+    return Resource(
+        {
+            **place.here,
+            **({"k8s.container.name": container} if container else {}),
+            "telemetry.sdk.language": "python",
+            "telemetry.sdk.name": "opentelemetry",
+            **instance,
+            **user,
+            **theirs,
+            "service.name": name,
+            **(instance if forked else {}),
+            "process.pid": pid,
+            "process.runtime.name": sys.implementation.name,
+            "process.runtime.version": platform.python_version(),
+        }
+    )
+
+
+def _nameless(name: Any) -> bool:
+    return str(name).startswith(_UNKNOWN)
+
+
+def _pid_namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:  # no /proc
+        return ""
 
 
 class _Place:
