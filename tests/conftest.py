@@ -47,7 +47,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
     """Have what is recorded go to providers that keep it."""
-    monkeypatch.setattr(calls, "_kinds", {})
+    monkeypatch.setattr(calls.Calls.registry, "_all", {})
     found = Seen()
     telemetry.bind(found.meter_provider, found.tracer_provider)
     yield found

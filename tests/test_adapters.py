@@ -44,6 +44,7 @@ def half(number: int) -> float:
 def test_an_executors_tasks_are_counted(pool: Callable[[], Executor], request: pytest.FixtureRequest) -> None:
     name = request.node.name
     with watch_pool(pool(), name) as watched:
+        watch_pool(watched, name)  # again
         assert list(watched.map(half, [2, 4])) == [1.0, 2.0]
         assert watched.submit(half, 6).result() == 3.0
         with pytest.raises(ValueError, match="unlucky"):
@@ -109,6 +110,7 @@ def test_the_tasks_of_a_loop_are_counted_and_an_error_that_nobody_looks_at_is_st
     async def program() -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: problems.append(context["message"]))
+        watch_tasks("loop")
         watch_tasks("loop")
         assert await asyncio.create_task(asyncio.sleep(0, "slept"), name="named") == "slept"
         waiting = asyncio.create_task(waits())

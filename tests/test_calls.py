@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import contextvars
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -14,8 +16,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from otelperf import catalog, telemetry
 from otelperf.calls import current_call, inference
 from otelperf.readings import Buckets
-from otelperf.sources import calls as counted
 from otelperf.sources.calls import BOUNDS
+from otelperf.sources.workers import worker
 from tests.seen import Seen, active, call_readings
 
 WHAT = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "vllm", "gen_ai.request.model": "m"}
@@ -166,6 +168,102 @@ def test_calls_inside_calls_end_in_any_order(seen: Seen) -> None:
     assert trace.get_current_span() is trace.INVALID_SPAN
 
 
+def test_a_call_ends_where_each_step_is_in_another_context(seen: Seen) -> None:
+    """Starlette runs each step of a plain generator in a thread, with a copy of the context."""
+
+    def stream(tokens: int) -> Iterator[None]:
+        with inference("m") as call:
+            yield
+            call.tokens(output=tokens)
+
+    streams = [stream(1), stream(2)]
+    for each in (*streams, *streams):
+        contextvars.copy_context().run(next, each, None)
+    assert {(span.attributes or {})["gen_ai.usage.output_tokens"] for span in seen.spans} == {1, 2}
+    assert active() == [0]
+
+
+def test_of_calls_at_a_time_one_that_was_ended_by_hand_leaves_the_others_alone(seen: Seen) -> None:
+    shared = inference("m")
+
+    def reads() -> Iterator[None]:
+        with shared:
+            yield
+
+    with shared as call:
+        other = contextvars.copy_context()
+        generator = reads()
+        other.run(next, generator)
+        call.end()
+    assert active() == [1]
+    other.run(next, generator, None)
+    assert active() == [0]
+
+
+def test_a_chunk_may_come_while_its_kind_is_read(seen: Seen) -> None:
+    """A garbage collection closes generators wherever anything is made, so under the lock too."""
+    call = inference("m").start()
+    call.first_token()
+
+    class Collecting(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            call.chunk()
+            return super().__iter__()
+
+    call.what.kind._counts = Collecting(call.what.kind._counts)
+    reading = threading.Thread(target=active, daemon=True)
+    reading.start()
+    reading.join(10)
+    assert not reading.is_alive()
+
+
+@pytest.mark.parametrize("measure", [inference("m"), worker("generators")], ids=["call", "worker"])
+def test_a_decorated_generator_is_sent_to_and_thrown_into_as_ever(
+    measure: Callable[[Callable[..., Any]], Callable[..., Any]], seen: Seen
+) -> None:
+    @measure
+    def plain() -> Generator[str, str, str]:
+        try:
+            return (yield "asks") + (yield "again")
+        except KeyError:
+            return "thrown"
+
+    @measure
+    async def asynchronous() -> AsyncGenerator[str, str]:
+        try:
+            yield "got " + (yield "asks")
+        except KeyError:
+            yield "thrown"
+
+    def answered() -> Iterator[str]:
+        items = plain()
+        yield next(items)
+        yield items.send("a")
+        with pytest.raises(StopIteration) as end:
+            items.send("b")
+        yield end.value.value
+        items = plain()
+        next(items)
+        with pytest.raises(StopIteration) as end:
+            items.throw(KeyError())
+        yield end.value.value
+
+    async def answered_later() -> list[str]:
+        items, others = asynchronous(), asynchronous()
+        return [
+            await anext(items),
+            await items.asend("a"),
+            await anext(items, "end"),
+            await anext(others),
+            await others.athrow(KeyError()),
+            await anext(others, "end"),
+        ]
+
+    assert list(answered()) == ["asks", "again", "ab", "thrown"]
+    assert asyncio.run(answered_later()) == ["asks", "got a", "end", "asks", "thrown", "end"]
+    assert active() in ([], [0])
+
+
 def test_spans_inside_a_call_are_its_children(seen: Seen) -> None:
     with inference("m"), telemetry.tracer().start_as_current_span("inside"):
         pass
@@ -217,8 +315,18 @@ def test_the_bounds_are_the_catalogues() -> None:
     assert catalog.BY_NAME["gen_ai.client.operation.time_per_output_chunk"].bounds == pytest.approx(BOUNDS)
 
 
-def test_kinds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counted, "_kinds", {})
+def test_kinds_are_bounded(seen: Seen) -> None:
     for number in range(1100):
-        inference(f"model {number}").start().end()
-    assert len(counted._kinds) == 1001
+        inference(f"model {number}").start()
+    assert sorted(active(), key=str) == [1] * 1000 + [100]
+
+
+@pytest.mark.parametrize(
+    ("model", "told"), [("\ud800", "?"), (["a"], "['a']"), ("x" * 999, "x" * 200)], ids=["no Unicode", "a list", "long"]
+)
+def test_whatever_is_given_as_the_model_can_be_sent(model: Any, told: str, seen: Seen) -> None:
+    with inference(model):
+        pass
+    (span,) = seen.spans
+    assert span.name == f"chat {told}"
+    assert (span.attributes or {})["gen_ai.request.model"] == told

@@ -517,6 +517,22 @@ def test_success_means_queued_and_points_are_counted() -> None:
     assert [metric.name for metric in resource.scope_metrics[0].metrics] == ["a.gauge", "a.counter"]
 
 
+@pytest.mark.parametrize("odd", [2**64, 1.5], ids=["an integer of more than 64 bits", "text that is no Unicode"])
+def test_what_cannot_be_encoded_is_told_and_costs_nothing_else(odd: float, caplog: pytest.LogCaptureFixture) -> None:
+    transport = Scripted()
+    sender = Hurried(transport)
+    sound = data(1.5)
+    (scope,) = sound.resource_metrics[0].scope_metrics
+    points = [NumberDataPoint({}, 1, 2, odd, ())]
+    scope.metrics.append(Metric("odd", "Odd." if odd == 2**64 else "\ud800", "1", Gauge(points)))  # type: ignore[attr-defined] # the list above
+    assert QueueExporter(sender).export(sound) is MetricExportResult.SUCCESS
+    sender.start()
+    sender.close(5)
+    (resource,) = ExportMetricsServiceRequest.FromString(transport.sent[0]).resource_metrics
+    assert [metric.name for metric in resource.scope_metrics[0].metrics] == ["a.gauge", "a.counter"]
+    assert "metric cannot be encoded metric='odd'" in str(caplog.records[0].msg)
+
+
 def test_failure_means_the_queue_did_not_take_it() -> None:
     sender = run(Scripted(), b"a")
     assert QueueExporter(sender).export(data(1.5)) is MetricExportResult.FAILURE

@@ -10,7 +10,9 @@ from wsgiref.util import FileWrapper, setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
+from opentelemetry import propagate
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import get_current_span
 
@@ -100,6 +102,22 @@ def test_the_caller_is_the_parent(seen: Seen) -> None:
     parent = span_of(seen).parent
     assert parent is not None
     assert (f"{parent.trace_id:032x}", f"{parent.span_id:016x}") == (PARENT[3:35], PARENT[36:52])
+
+
+class Broken(TextMapPropagator):
+    fields: set[str] = set()  # noqa: RUF012 # the abstract class wants it so
+
+    def extract(self, *_: Any, **__: Any) -> Any:
+        raise ValueError
+
+    def inject(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+def test_a_broken_propagator_does_not_reach_the_application(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(propagate, "propagator", Broken())
+    assert ask(wsgi.Middleware(hello)) == (["200 OK"], b"hello")
+    assert span_of(seen).parent is None
 
 
 def test_a_request_lasts_until_its_body_is_read(seen: Seen) -> None:

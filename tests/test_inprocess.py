@@ -24,6 +24,7 @@ from otelperf.resource import process_resource
 from tests.receiver import Receiver
 
 CALLS = "gen_ai.client.operation.duration"
+OF_SPANS = ("otelperf.gate.spans.seen", "otelperf.gate.spans.sent", "otelperf.gate.calls")
 
 
 @pytest.fixture
@@ -102,6 +103,9 @@ def test_spans_pass_the_gate_and_their_counts_rebuild(receiver: Receiver) -> Non
     assert sum(span.attributes["otelperf.gate.represented"] for span in spans) == 50
     assert len(spans) < 25
     assert {span.resource["service.name"] for span in spans} == {"chat"}
+    # A tick may have fallen into the middle: the last value counts.
+    told = [[point.value for point in receiver.points(name) if not point.gone][-1] for name in OF_SPANS]
+    assert told == [50, len(spans), 50]
 
 
 def test_nothing_is_recorded_after_the_end_and_it_can_begin_anew(receiver: Receiver) -> None:
@@ -145,6 +149,8 @@ def test_a_second_call_returns_the_same_handle_and_tells_what_it_cannot_do(
         ({"gate_hartbeat": 5}, "gate_hartbeat is not a setting, did you mean gate.heartbeat"),
         ({"libraries": ["nix"]}, "instrument.libraries is 'nix' (libraries= of instrument()): expected all, none"),
         ({"config": "/nowhere/otelperf.yaml"}, "/nowhere/otelperf.yaml cannot be read"),
+        ({"settings": [1]}, "settings is list: expected a mapping"),
+        ({"settings": {3: 4}}, "settings is dict: expected a mapping"),
         ({"meter_provider": 7}, "meter_provider is a int, expected a MeterProvider"),
         ({"tracer_provider": 7}, "tracer_provider is a int, expected a TracerProvider"),
     ],
@@ -282,4 +288,30 @@ def test_an_observable_instrument_that_fails_costs_only_itself(receiver: Receive
     with otelperf.instrument("chat", libraries="none", meter_provider=provider):
         telemetry.record(CALLS, 1.0)
     assert receiver.points(CALLS)[0].value == 1
+    provider.shutdown()
+
+
+def test_an_observable_instrument_that_would_exit_does_not_end_our_thread(receiver: Receiver) -> None:
+    provider = MeterProvider(shutdown_on_exit=False)
+    provider.get_meter("shop").create_observable_gauge("exits", [lambda _: sys.exit(3)])
+    with otelperf.instrument("chat", libraries="none", meter_provider=provider):
+        pass
+    assert receiver.points("process.cpu.time") != []
+    provider.shutdown()
+
+
+def test_an_observable_instrument_that_hangs_does_not_hold_up_the_end(receiver: Receiver) -> None:
+    provider, hangs, goes_on = MeterProvider(shutdown_on_exit=False), threading.Event(), threading.Event()
+
+    def slow(_: object) -> list[object]:
+        hangs.set()
+        goes_on.wait(60)
+        return []
+
+    provider.get_meter("shop").create_observable_gauge("slow", [slow])  # type: ignore[list-item] # it observes nothing
+    handle = otelperf.instrument("chat", libraries="none", meter_provider=provider)
+    assert hangs.wait(10)
+    assert handle.shutdown(0.1) is False
+    assert not goes_on.is_set()
+    goes_on.set()
     provider.shutdown()

@@ -156,6 +156,7 @@ def test_libraries_are_chosen_by_name_or_all_or_none() -> None:
     assert names("none") == set()
     assert names("httpx") == {"httpx"}
     assert names("all", OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="httpx, other") == every - {"httpx"}
+    assert names("all", OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="*") == set()
     with pytest.raises(ConfigError, match=r"'httpx,nix'.*expected all, none, or some of"):
         names("httpx,nix")
 

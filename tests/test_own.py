@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from otelperf import catalog, own
 from otelperf.export import SenderStats
 from otelperf.gate.metrics import GateStats
+from otelperf.gate.spans import SpanGateStats
 from otelperf.gate.stream import Bound
 from otelperf.readings import Health, Reading
 
@@ -89,8 +91,24 @@ def test_spans_are_told_once_there_were_some_and_what_failed_by_why() -> None:
     assert [reading.value for reading in found["otel.sdk.exporter.span.inflight"]] == [2]
 
 
+def test_what_the_gate_did_with_spans_is_told_once_it_has_seen_one() -> None:
+    assert not [name for name in readings(span_gate=SpanGateStats()) if "spans" in name or "calls" in name]
+    found = readings(span_gate=SpanGateStats(seen=90, sent=6, calls=30, kept=Counter(new=1, remainder=1), overflow=2))
+    told = {
+        name: found[f"otelperf.gate.{name}"][0].value for name in ("spans.seen", "spans.sent", "spans.lost", "calls")
+    }
+    assert told == {"spans.seen": 90, "spans.sent": 6, "spans.lost": 2, "calls": 30}
+    kept = {reading.attributes["otelperf.reason"]: reading.value for reading in found["otelperf.gate.calls.kept"]}
+    assert kept == {"new": 1, "remainder": 1}
+
+
 def test_every_name_told_is_in_the_catalogue() -> None:
     found = readings(
-        None, health(failures=1), bounds={"a": Bound(1.0, 1.0)}, budgeted=True, spans=SenderStats(waiting=1)
+        None,
+        health(failures=1),
+        bounds={"a": Bound(1.0, 1.0)},
+        budgeted=True,
+        spans=SenderStats(waiting=1),
+        span_gate=SpanGateStats(seen=1, kept=Counter(new=1)),
     )
     assert found.keys() <= catalog.BY_NAME.keys()

@@ -6,6 +6,8 @@ import functools
 import os
 import select
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +122,19 @@ def test_without_a_kernel_that_tells_nothing_waits(seen: Seen) -> None:
     relief = Relief(None, [], nothing)
     assert not relief.watching
     relief.stop()
+
+
+def test_under_gevent_it_says_that_nothing_tells_of_pressure() -> None:
+    pytest.importorskip("gevent")
+    program = """
+import gevent.monkey
+gevent.monkey.patch_all()
+import otelperf
+print(otelperf.on_memory_pressure(print).watching)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+    assert "memory pressure is not told under gevent" in done.stderr
 
 
 def test_the_groups_own_pressure_goes_before_the_machines(tmp_path: Path) -> None:

@@ -107,6 +107,17 @@ def test_a_source_that_is_not_due_stands_with_its_old_time() -> None:
     assert told(sampler, 2) == [("a", 1, 2), ("b", 2, 0)]
 
 
+def test_made_due_every_source_is_read_once_more_and_then_at_its_interval_again() -> None:
+    fast, slow = Turns([A]), Turns([B])
+    sampler = Sampler([(fast, 1.0), (slow, 3.0)])
+    sampler.sample(at(0))
+    sampler.make_due()
+    for seconds in (0.5, 1, 2, 3.5):
+        sampler.sample(at(seconds))
+    assert slow.times == [0, 0.5, 3.5]
+    assert fast.times[:2] == [0, 0.5]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_ticks_that_are_never_quite_on_time_leave_no_reading_out(seed: int) -> None:
     jitter = random.Random(seed)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _POOL_CALLS = ("apply", "map", "starmap")
+_NAMES = "_otelperf_workers"  # on what is watched: under which names it is
 _POOL_CALLS_LATER = ("apply_async", "map_async", "starmap_async")
 
 
@@ -27,9 +28,12 @@ def watch_pool(pool: T, name: str) -> T:
 
     In a ThreadPoolExecutor a task lasts from its beginning in a thread. In other executors and in ``multiprocessing.Pool`` it
     runs in another process, so it lasts from where it was handed in until its result is here; one ``map`` is one task, and
-    ``imap`` is not counted. Raises TypeError for anything else.
+    ``imap`` is not counted. The same *name* again changes nothing. Raises TypeError for anything else.
     """
     found, watched = worker(name), pool
+    names = getattr(pool, _NAMES, ())
+    if name in names:
+        return pool
     if isinstance(pool, ThreadPoolExecutor):
         _replace(watched, "submit", lambda submit: lambda function, /, *a, **k: submit(found(function), *a, **k))
     elif isinstance(pool, Executor):
@@ -44,6 +48,7 @@ def watch_pool(pool: T, name: str) -> T:
     else:
         msg = f"otelperf.watch_pool: {pool!r} is neither an executor of concurrent.futures nor a multiprocessing.Pool"
         raise TypeError(msg)
+    setattr(pool, _NAMES, (*names, name))
     return pool
 
 
@@ -84,17 +89,21 @@ def _with_callbacks(found: Worker, call: Callable[..., Any]) -> Callable[..., An
 def watch_tasks(name: str, loop: asyncio.AbstractEventLoop | None = None) -> None:
     """Count every task that *loop* (by default the running one) makes from now on under the worker *name*.
 
-    A task is at work until it is done, also while it waits.
+    A task is at work until it is done, also while it waits. The same *name* again changes nothing.
     """
     import asyncio
 
     found, loop = worker(name), loop or asyncio.get_running_loop()
     before = loop.get_task_factory()
+    names = getattr(before, _NAMES, ())
+    if name in names:
+        return
 
     def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **kwargs: Any) -> asyncio.Future[Any]:
         made = before(loop, coroutine, **kwargs) if before else asyncio.Task(coroutine, loop=loop, **kwargs)
         return found.follow(made)
 
+    setattr(factory, _NAMES, (*names, name))
     loop.set_task_factory(factory)
 
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
     from otelperf.config import Settings
+    from otelperf.gate.spans import SpanGateStats
     from otelperf.gate.stream import Bound
     from otelperf.sources.server_process import ServerProcess
 
@@ -69,12 +70,13 @@ class Application(NamedTuple):
     """An application in whose process the agent runs, instead of one of its own.
 
     *resource* is the application's, *sources* with their intervals read the process, and *scopes* collects at each tick what
-    the application itself has recorded.
+    the application itself has recorded. *span_gate* says what the gate for its spans did, where there is one.
     """
 
     resource: Resource
     sources: Sequence[tuple[Source, float]]
     scopes: Callable[[], Sequence[ScopeMetrics]]
+    span_gate: Callable[[], SpanGateStats | None] = lambda: None
 
 
 class Waits(Protocol):
@@ -160,6 +162,7 @@ class Agent:
     def last_tick(self) -> None:
         """Tick once more before ``close``, with all sources: what was counted since their last reading is not lost."""
         self._sampler.make_due()
+        self._own_due = 0
         self.tick()
 
     def tick(self) -> None:
@@ -251,6 +254,7 @@ class Agent:
             bounds=self._read_bounds(now) if gate.publish_bounds and gate.enabled else {},
             budgeted=gate.budget is not None,
             spans=self._span_sender.stats if self._span_sender else None,
+            span_gate=self._application.span_gate() if self._application else None,
         )
 
     def _read_bounds(self, now: int) -> Mapping[str, Bound]:

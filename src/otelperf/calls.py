@@ -10,8 +10,7 @@ import functools
 import inspect
 import time
 from asyncio import CancelledError
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
@@ -23,6 +22,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from otelperf import telemetry
 from otelperf.logs import Log
 from otelperf.sources.calls import kind
+from otelperf.sources.generators import measured, measured_async
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,7 +46,8 @@ def inference(
     *operation* is a gen_ai.operation.name: chat, text_completion, embeddings, generate_content. *provider* is a
     gen_ai.provider.name (openai, anthropic, vllm). With *server_address* the call leaves this process, and its span is a
     client's. *attributes* are added to the span only, and so may be of any cardinality.
-    A decorated generator, sync or async, is a stream: each item that it yields is a chunk.
+    A decorated generator, sync or async, is a stream: each item that it yields is a chunk. A ``with`` inside a plain generator that
+    a web framework streams should have an ``inference(...)`` of its own each time: its steps share no context to tell calls by.
     """
     return Inference(model, operation, provider, server_address, server_port, attributes)
 
@@ -68,9 +69,11 @@ class Inference:
         server_port: int | None,
         attributes: Mapping[str, str | bool | int | float] | None,
     ) -> None:
-        self.operation = operation
-        self.name = f"{operation} {model}" if model else operation
         self.kind = kind(operation, provider, model)
+        told = self.kind.attributes
+        self.name = " ".join(
+            str(told[name]) for name in ("gen_ai.operation.name", "gen_ai.request.model") if name in told
+        )
         address = {"server.address": server_address, "server.port": server_port if server_address else None}
         self.attributes = {
             **self.kind.attributes,
@@ -78,21 +81,30 @@ class Inference:
         }
         self.span_attributes = {**self.attributes, **(attributes or {})}
         self.span_kind = SpanKind.CLIENT if server_address else SpanKind.INTERNAL
+        self._entered: dict[Call, None] = {}  # in their order
 
     def start(self, *, attach: bool = False) -> Call:
         """Begin a call that its ``end`` ends. With *attach* it is the current one, until then or ``leave``, in this context."""
         return Call(self, attach=attach)
 
     def __enter__(self) -> Call:
-        return self.start(attach=True)
+        call = self.start(attach=True)
+        self._entered[call] = None
+        return call
 
     def __exit__(
         self, kind_: type[BaseException] | None, error: BaseException | None, trace_: TracebackType | None
     ) -> None:
         call = _current.get()
-        while call is not None and call.what is not self:  # one begun later and not yet ended: a generator's, say
+        while call is not None and call not in self._entered:  # one begun later and not yet ended: a generator's, say
             call = call.outer
+        if (
+            call is None
+        ):  # ended by hand, or in another context: Starlette runs each step of a plain generator in a copy
+            entered = list(self._entered)
+            call = next((each for each in entered if each.ended), entered[-1] if entered else None)
         if call is not None:
+            self._entered.pop(call, None)
             call.end(error)
 
     async def __aenter__(self) -> Call:
@@ -111,12 +123,12 @@ class Inference:
 class Call:
     """One call under way. Nothing that it is told raises; what is told after its end is not counted."""
 
-    __slots__ = ("_began", "_ended", "_first", "_input", "_last", "_output", "before", "outer", "span", "what")
+    __slots__ = ("_began", "_first", "_input", "_last", "_output", "before", "ended", "outer", "span", "what")
 
     def __init__(self, what: Inference, *, attach: bool) -> None:
         self.what = what
         self.outer: Call | None = None
-        self._ended = False
+        self.ended = False
         self._first: float | None = None
         self._last = 0.0
         self._input: int | None = None
@@ -138,7 +150,7 @@ class Call:
 
     def first_token(self, after: float | None = None) -> None:
         """The first token, or chunk, is there, or was *after* seconds. Later ones change nothing."""
-        if self._first is None and not self._ended:
+        if self._first is None and not self.ended:
             self._last = time.perf_counter()
             self._first = self._last - self._began if after is None else after
 
@@ -146,7 +158,7 @@ class Call:
         """A chunk of a stream is there; the first one is the first token, too."""
         if self._first is None:
             self.first_token()
-        elif not self._ended:
+        elif not self.ended:
             now = time.perf_counter()
             self.what.kind.gap(now - self._last)
             self._last = now
@@ -176,9 +188,9 @@ class Call:
 
         A stream that is closed early, or a call that is cancelled, has the error.type ``cancelled``, and its span is in no error.
         """
-        if self._ended:
+        if self.ended:
             return
-        self._ended = True
+        self.ended = True
         seconds = time.perf_counter() - self._began
         self.what.kind.end()
         self.leave()
@@ -245,22 +257,12 @@ def _decorated(what: Inference, function: Callable[P, R]) -> Callable[P, R]:
             with what:
                 return await called(*args, **kwargs)
 
+    # The code between two chunks is the caller's: the call is not current there.
     elif inspect.isasyncgenfunction(function):
-        # The code between two chunks is the caller's: the call is not current there.
-        async def wrapped(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Any, Any]:
-            with _Streaming(what) as call:
-                async with aclosing(called(*args, **kwargs)) as items:
-                    async for each in items:
-                        call.chunk()
-                        yield each
+        wrapped = measured_async(called, lambda: _Streaming(what), Call.chunk)
 
     elif inspect.isgeneratorfunction(function):
-
-        def wrapped(*args: P.args, **kwargs: P.kwargs) -> Generator[Any, Any, Any]:
-            with _Streaming(what) as call:
-                for each in called(*args, **kwargs):
-                    call.chunk()
-                    yield each
+        wrapped = measured(called, lambda: _Streaming(what), Call.chunk)
 
     else:
 

@@ -744,6 +744,23 @@ AGENT = (
         "How many times wider than their rules the bounds are, to keep `gate.budget`; absent without one.",
         _hold(relative=0.1, heartbeat=_SELDOM),
     ),
+    Metric(
+        "otelperf.gate.spans.seen",
+        "counter",
+        "{span}",
+        "Spans that reached the gate. Absent before the first, and where their sending is not our concern.",
+        _OWN_BEAT,
+    ),
+    Metric("otelperf.gate.spans.sent", "counter", "{span}", "Spans that it let out.", _OWN_BEAT),
+    Metric(
+        "otelperf.gate.spans.lost",
+        "counter",
+        "{span}",
+        "Spans of calls under way that it forgot to stay within its memory.",
+        _RARELY,
+    ),
+    Metric("otelperf.gate.calls", "counter", "{call}", "Calls that ended, each a trace of this process.", _OWN_BEAT),
+    Metric("otelperf.gate.calls.kept", "counter", "{call}", "Calls that it let out, by reason.", _OWN_BEAT),
     Metric("otelperf.export.requests", "counter", "{request}", "Requests answered, by outcome.", _RARELY),
     Metric(
         "otelperf.export.points",

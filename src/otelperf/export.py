@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
@@ -445,14 +445,21 @@ class QueueExporter(MetricExporter):
         self._sender = sender
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
-        """Queue the data as one request."""
+        """Queue the data as one request, less what OTLP cannot carry."""
+        try:
+            body = encode(metrics_data).SerializeToString()
+        except Exception:  # noqa: BLE001 # whatever it is: one odd value of an application must not cost all others
+            metrics_data = _encodable(metrics_data)
+            if not metrics_data.resource_metrics:
+                return MetricExportResult.SUCCESS
+            body = encode(metrics_data).SerializeToString()
         points = sum(
             len(metric.data.data_points)
             for resource in metrics_data.resource_metrics
             for scope in resource.scope_metrics
             for metric in scope.metrics
         )
-        queued = self._sender.put(encode(metrics_data).SerializeToString(), points)
+        queued = self._sender.put(body, points)
         return MetricExportResult.SUCCESS if queued else MetricExportResult.FAILURE
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
@@ -460,6 +467,29 @@ class QueueExporter(MetricExporter):
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
         self._sender.close(timeout_millis / 1000)
+
+
+def _encodable(data: MetricsData) -> MetricsData:
+    """Leave out each metric that cannot be encoded: an integer of more than 64 bits, text that is no Unicode."""
+    resources = []
+    for resource in data.resource_metrics:
+        scopes = []
+        for scope in resource.scope_metrics:
+            metrics = []
+            for metric in scope.metrics:
+                alone = replace(resource, scope_metrics=[replace(scope, metrics=[metric])])
+                try:
+                    encode(MetricsData([alone])).SerializeToString()
+                except Exception as error:  # noqa: BLE001 # as for all of them together
+                    name = ascii(metric.name)
+                    _log.trouble("metric cannot be encoded", by=("metric",), metric=name, problem=type(error).__name__)
+                else:
+                    metrics.append(metric)
+            if metrics:
+                scopes.append(replace(scope, metrics=metrics))
+        if scopes:
+            resources.append(replace(resource, scope_metrics=scopes))
+    return MetricsData(resources)
 
 
 class QueueSpanExporter(SpanExporter):
@@ -477,7 +507,14 @@ class QueueSpanExporter(SpanExporter):
         from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
         self._sender.start()
-        queued = self._sender.put(encode_spans(spans).SerializeToString(), len(spans))
+        try:
+            body = encode_spans(spans).SerializeToString()
+        except Exception:  # noqa: BLE001 # as for metrics
+            spans = [span for span in spans if _can_be_encoded(span)]
+            if not spans:
+                return SpanExportResult.SUCCESS
+            body = encode_spans(spans).SerializeToString()
+        queued = self._sender.put(body, len(spans))
         return SpanExportResult.SUCCESS if queued else SpanExportResult.FAILURE
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
@@ -485,3 +522,14 @@ class QueueSpanExporter(SpanExporter):
 
     def shutdown(self) -> None:
         self._sender.close(self._shutdown_timeout)
+
+
+def _can_be_encoded(span: ReadableSpan) -> bool:
+    from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+
+    try:
+        encode_spans([span]).SerializeToString()
+    except Exception as error:  # noqa: BLE001 # as for all of them together
+        _log.trouble("span cannot be encoded", by=("span",), span=ascii(span.name), problem=type(error).__name__)
+        return False
+    return True

@@ -77,7 +77,7 @@ class Reader(MetricReader):
             return []
         try:
             self.collect(timeout_millis=_CALLBACKS)
-        except Exception as error:  # noqa: BLE001 # an observable instrument of the application's
+        except BaseException as error:  # noqa: BLE001 # an observable instrument of the application's; SystemExit is of this thread
             _log.trouble("instruments could not be collected", problem=f"{type(error).__name__}: {error}")
         return self._scopes
 
@@ -135,7 +135,11 @@ class Guest:
         self._stopping.set()
         ended = self._ended.wait(timeout)
         self._reader.closed = True
-        self.plan.meter_provider.remove_metric_reader(self._reader)
+        remove = self.plan.meter_provider.remove_metric_reader
+        if ended:
+            remove(self._reader)
+        else:  # it may hang in a callback of the application's, and with it the SDK's lock
+            threading.Thread(target=remove, args=(self._reader,), name="otelperf-end", daemon=True).start()
         return ended and self._sent
 
     def in_child(self) -> Guest:
@@ -187,7 +191,10 @@ class Guest:
         return self._reader.read()
 
     def _make_agent(self) -> Agent:
-        return Agent(self.plan.settings, application=Application(self._resource, own_sources(), self._collect))
+        inside = Application(
+            self._resource, own_sources(), self._collect, lambda: self._traces.stats if self._traces else None
+        )
+        return Agent(self.plan.settings, application=inside)
 
 
 def load_everything() -> None:

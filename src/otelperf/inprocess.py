@@ -214,6 +214,12 @@ def instrument(  # noqa: PLR0913 # settings, all by keyword
     Called again while it runs, it returns the same handle. A wrong setting is told by one log line, and the handle is not
     *enabled*; only with *strict* it raises ConfigError.
     """
+    if settings is not None and not (isinstance(settings, Mapping) and all(isinstance(key, str) for key in settings)):
+        problem = f"settings is {type(settings).__name__}: expected a mapping of names to values"
+        if strict:
+            raise ConfigError(problem)
+        _log.error("not started", problem=problem)
+        return Handle(_process)
     named = {"service_name": service_name, "libraries": libraries, "set_global": set_global}
     given = {
         **{f"instrument_{key}" if key != "service_name" else key: value for key, value in named.items()},

@@ -30,7 +30,7 @@ _log = Log("otelperf.libraries")
 
 _STABLE = "OTEL_SEMCONV_STABILITY_OPT_IN"
 _CONTENT = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"  # looked at in each call
-_LEAVE_OUT = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"  # the OpenTelemetry agents' own variable
+_LEAVE_OUT = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"  # the OpenTelemetry agents' own variable: names, or * for all
 
 
 class Instrumentor(Protocol):
@@ -130,7 +130,7 @@ def chosen(settings: Settings, environ: Mapping[str, str] = os.environ) -> list[
         raise ConfigError(f"{told}: expected all, none, or some of {', '.join(known)}")
     out = {name.strip() for name in environ.get(_LEAVE_OUT, "").split(",")}
     wanted = known if "all" in names else {name for name in names if name in known}
-    return [library for name, library in known.items() if name in wanted and name not in out]
+    return [library for name, library in known.items() if name in wanted and not out & {name, "*"}]
 
 
 class Instrumented:

@@ -37,7 +37,8 @@ class Repeats:
     """Let a trouble through once per *every* seconds, and count those held back."""
 
     def __init__(self, every: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: a garbage collection may end what has a trouble to tell anywhere, in here too.
+        self._lock = threading.RLock()
         self._every = every
         self._clock = clock
         self._seen: dict[tuple[Any, ...], tuple[float, int]] = {}  # when it was last let through, how many held since
@@ -56,7 +57,7 @@ class Repeats:
 
     def renew_lock(self) -> None:
         """In a forked child: a thread of the parent's may have held it."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def _make_room(self, now: float) -> None:
         if len(self._seen) < _MOST_KEYS:

@@ -13,6 +13,7 @@ from otelperf.readings import Attributes, Batch, Health, Reading
 if TYPE_CHECKING:
     from otelperf.export import SenderStats
     from otelperf.gate.metrics import GateStats
+    from otelperf.gate.spans import SpanGateStats
     from otelperf.gate.stream import Bound
 
 _SECOND = 1e9
@@ -32,11 +33,13 @@ def batch(  # noqa: PLR0913 # each a part of the agent that reports here
     bounds: Mapping[str, Bound] = _NO_BOUNDS,
     budgeted: bool = False,
     spans: SenderStats | None = None,
+    span_gate: SpanGateStats | None = None,
 ) -> Batch:
     """Fold everything the agent knows of itself into one batch; *start* is when it began to count (Unix ns).
 
     *bounds* by metric; those of the agent's own metrics are left out: two series each, and nobody asks. *budgeted*: there is a
     budget for all streams, so its factor says something. *spans*: what the sender of spans did; nothing is said before the first.
+    *span_gate*: what the gate for traces did; likewise.
     """
     readings = [*_gate(gate, start), *_bounds(bounds), *_sources(health, start)]
     if budgeted:
@@ -45,6 +48,8 @@ def batch(  # noqa: PLR0913 # each a part of the agent that reports here
         readings += _sender(sender, start)
     if spans is not None and (spans.waiting or any(spans.points.values())):
         readings += _spans(spans, start)
+    if span_gate is not None and span_gate.seen:
+        readings += _span_gate(span_gate, start)
     if tick_seconds is not None:
         readings.append(Reading("otelperf.tick.duration", tick_seconds))
     readings.append(Reading("otelperf.tick.missed", missed, start=start))
@@ -61,6 +66,19 @@ def _gate(stats: GateStats, start: int) -> list[Reading]:
         *(
             Reading("otelperf.gate.points", n, _of("otelperf.reason", reason), start)
             for reason, n in stats.emitted.items()
+        ),
+    ]
+
+
+def _span_gate(stats: SpanGateStats, start: int) -> list[Reading]:
+    return [
+        Reading("otelperf.gate.spans.seen", stats.seen, start=start),
+        Reading("otelperf.gate.spans.sent", stats.sent, start=start),
+        Reading("otelperf.gate.spans.lost", stats.overflow, start=start),
+        Reading("otelperf.gate.calls", stats.calls, start=start),
+        *(
+            Reading("otelperf.gate.calls.kept", n, _of("otelperf.reason", reason), start)
+            for reason, n in stats.kept.items()
         ),
     ]
 

@@ -11,6 +11,7 @@ import ctypes
 import gc
 import os
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -104,10 +105,14 @@ class Relief:
         self._wait()
 
     def _wait(self) -> None:
-        self._events = {event.descriptor: event.cause for event in self._open()}
+        greenlets = _threads_are_greenlets()
+        self._events = {} if greenlets else {event.descriptor: event.cause for event in self._open()}
         self._thread = threading.Thread(target=self._run, name="otelperf-relief", daemon=True)
         if not self._events:
-            _log.warning("memory pressure is not told by this kernel", needs="PSI or cgroup v2")
+            if greenlets:
+                _log.warning("memory pressure is not told under gevent", why="its poll() knows no POLLPRI")
+            else:
+                _log.warning("memory pressure is not told by this kernel", needs="PSI or cgroup v2")
             return
         self._read, self._write = os.pipe()
         self._thread.start()
@@ -132,7 +137,8 @@ class Relief:
         self._wait()
 
     def _run(self) -> None:
-        poll = select.poll()
+        stopped, poll = select.poll(), select.poll()
+        stopped.register(self._read, select.POLLIN)
         poll.register(self._read, select.POLLIN)
         for descriptor in self._events:
             poll.register(descriptor, select.POLLPRI)
@@ -144,7 +150,7 @@ class Relief:
                 with suppress(OSError):  # memory.events tells again until it is read; a trigger has nothing to read
                     os.pread(descriptor, 4096, 0)
             self.relieve(self._events[ready[0]])
-            if select.select([self._read], [], [], _REST)[0]:
+            if stopped.poll(_REST * 1000):
                 break
         for descriptor in (self._read, self._write, *self._events):
             os.close(descriptor)
@@ -183,6 +189,12 @@ def _tell(step: Step, began: int) -> None:
         _log.trouble("span not recorded", problem=f"{type(error).__name__}: {error}")
 
 
+def _threads_are_greenlets() -> bool:
+    """Say whether gevent has replaced threads, and with them ``select.poll``."""
+    monkey: Any = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
 def _clearing(cache: Any) -> Callable[[], object]:
     for name in ("cache_clear", "clear"):
         clear = getattr(cache, name, None)
@@ -215,8 +227,8 @@ def on_memory_pressure(callback: Callable[[], object] | None = None, *, caches: 
 
     In steps, the next one when the kernel says it again: *caches* are cleared, garbage is collected and free memory given back,
     *callback* is called. All in a thread of its own, which *callback* must not hold up for long. Returns what ``stop()`` ends.
-    Raises TypeError for a cache that cannot be cleared; where the kernel tells nothing (no Linux, neither PSI nor cgroup v2), that
-    is logged, and nothing is ever called.
+    Raises TypeError for a cache that cannot be cleared; where the kernel tells nothing (no Linux, neither PSI nor cgroup v2), or
+    gevent has replaced threads, that is logged, and nothing is ever called.
     """
     relief = Relief(callback, caches)
     _running.add(relief)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
     from otelperf.config import Settings
+    from otelperf.gate.spans import SpanGateStats
 
 _log = Log("otelperf.tracing")
 
@@ -163,6 +164,11 @@ class Traces:
         self._swept = time.monotonic()
         if isinstance(provider, _Private):
             provider.take_resource(resource)
+
+    @property
+    def stats(self) -> SpanGateStats:
+        """What the gate did."""
+        return self._gate.stats
 
     def send_to(self, exporter: SpanExporter | None) -> None:
         """Send what has ended, and will end, to *exporter*."""

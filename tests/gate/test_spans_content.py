@@ -126,12 +126,32 @@ def test_an_exception_keeps_its_type_only() -> None:
         assert (span.events[0].attributes or {})["exception.type"] == "ValueError"
 
 
-def test_a_description_in_words_stays_here() -> None:
+@pytest.mark.parametrize("description", [f"cannot answer {SECRET}", SECRET, f"{SECRET}: no", f"ValueError {SECRET}"])
+def test_a_description_that_names_no_error_stays_here(description: str) -> None:
     traced = Traced()
-    root = traced.begin()
-    root.set_status(StatusCode.ERROR, f"cannot answer {SECRET}")
+    root = traced.begin(error__type="ValueError")
+    root.record_exception(TypeError("no"))
+    root.set_status(StatusCode.ERROR, description)
     traced.end(root)
     assert (traced.sent[0].status.status_code, traced.sent[0].status.description) == (StatusCode.ERROR, None)
+
+
+@pytest.mark.parametrize(
+    ("description", "expected"),
+    [
+        (f"BadRequestError: {SECRET}", "BadRequestError"),
+        (f"openai.BadRequestError: {SECRET}", "openai.BadRequestError"),
+        (f"RuntimeError: {SECRET}", "RuntimeError"),
+        (f"Error: {SECRET}", None),
+    ],
+)
+def test_a_description_keeps_the_error_that_the_span_names(description: str, expected: str | None) -> None:
+    traced = Traced()
+    root = traced.begin(error__type="openai.BadRequestError")
+    root.record_exception(RuntimeError("no"))
+    root.set_status(StatusCode.ERROR, description)
+    traced.end(root)
+    assert expected == traced.sent[0].status.description
 
 
 def test_links_are_cleaned_too() -> None:

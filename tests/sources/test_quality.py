@@ -84,7 +84,8 @@ def test_a_baseline_that_says_nothing_is_refused(baseline: list[float]) -> None:
 def test_scores_are_kept_apart_by_what_is_scored_and_the_model() -> None:
     quality(0.5, name="apart")
     quality(1.5, name="apart", model="m")
-    quality(float("nan"), name="apart", model="m")
+    for missing in (float("nan"), None, "good"):
+        quality(missing, name="apart", model="m")  # type: ignore[arg-type] # a judge may answer anything
     readings = [r for r in Quality("process").read(0) if r.attributes["gen_ai.evaluation.name"] == "apart"]
     counts = {r.attributes.get("gen_ai.request.model"): r.value.count for r in readings if isinstance(r.value, Buckets)}
     assert counts == {None: 1, "m": 1}

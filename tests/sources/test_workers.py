@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -10,7 +11,6 @@ from hypothesis import strategies as st
 
 from otelperf import catalog
 from otelperf.readings import Buckets
-from otelperf.sources import workers
 from otelperf.sources.workers import BOUNDS, STATES, Worker, Workers, worker
 
 
@@ -137,6 +137,24 @@ def test_a_stream_that_nobody_reads_to_its_end_is_over_when_it_is_closed() -> No
     assert state(ocr) == ["idle"]
 
 
+def test_a_task_may_end_while_its_worker_is_read() -> None:
+    """A garbage collection closes generators wherever it runs."""
+    running: list[int] = []
+
+    def clock() -> int:
+        if running:
+            ocr.end(running.pop())
+        return 0
+
+    ocr = Worker("ocr", clock)
+    running.append(ocr.begin())
+    reading = threading.Thread(target=ocr.readings, daemon=True)
+    reading.start()
+    reading.join(10)
+    assert not reading.is_alive()
+    assert state(ocr) == ["idle"]
+
+
 def test_error_types_are_bounded() -> None:
     ocr = Worker("ocr")
     for number in range(100):
@@ -179,7 +197,7 @@ def test_every_reading_has_its_row_and_a_worker_is_known_by_its_name() -> None:
 
 
 def test_too_many_workers_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_workers", {})
+    monkeypatch.setattr(Workers.registry, "_all", {})
     names = {worker(f"request {number}").name for number in range(1100)}
     assert len(names) == 1001
     assert "_OTHER" in names

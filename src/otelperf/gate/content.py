@@ -101,7 +101,6 @@ _MESSAGE_EVENT = re.compile(
     r"gen_ai\.(.*\.message|choice|content\..*)"
 )  # one event a message, the conventions up to 1.36
 _OF_MESSAGES = frozenset({"gen_ai.system", "gen_ai.provider.name", "role", "id", "index", "finish_reason"})
-_TYPE = re.compile(r"[A-Za-z_][\w.]*\Z")
 _USER = re.compile(r"//[^/?#]*@")
 
 
@@ -196,12 +195,18 @@ def clean_event(event: Event) -> Event:
     return event if cleaned == attributes else Event(event.name, cleaned, event.timestamp)
 
 
-def clean_status(status: Status) -> Status:
-    """Return the status with no more than an exception's type in its description: the SDK puts ``type: message`` there."""
+def clean_status(status: Status, attributes: Mapping[str, Any], events: Sequence[Event]) -> Status:
+    """Return the status with no more in its description than the type of the error that *attributes* or *events* name too.
+
+    The SDK puts ``type: message`` there, instrumentations the error's text: of a word alone nobody can tell what it is.
+    """
     if not status.description:
         return status
-    kind = status.description.partition(":")[0]
-    return Status(status.status_code, kind if _TYPE.match(kind) else None)
+    word = status.description.partition(":")[0]
+    types = [attributes.get("error.type"), *((event.attributes or {}).get("exception.type") for event in events)]
+    # The SDK leaves the module out here, and not in the event.
+    named = any(isinstance(each, str) and word in {each, each.rpartition(".")[2]} for each in types)
+    return Status(status.status_code, word if named else None)
 
 
 def clean_links(links: Sequence[Link]) -> Sequence[Link]:

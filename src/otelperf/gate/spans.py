@@ -618,7 +618,7 @@ class SpanGate(SpanProcessor):
         )
         same = attributes
         if not self._content:
-            attributes, status = clean(attributes), clean_status(status)
+            attributes, status = clean(attributes), clean_status(status, attributes, events)
             events = [clean_event(event) for event in events] if events else events
             links = clean_links(links) if links else links
         if partial and context is not None:
@@ -812,4 +812,5 @@ def _bare(span: ReadableSpan, names: Iterable[str]) -> ReadableSpan:
         span.dropped_events + len(span.events),
         span.dropped_links + len(span.links),
     )
-    return KeptSpan(span, few, (), (), clean_status(span.status), span.context, dropped)
+    status = clean_status(span.status, attributes, span.events)
+    return KeptSpan(span, few, (), (), status, span.context, dropped)

@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from opentelemetry import context as otel_context
-from opentelemetry import metrics, propagate
+from opentelemetry import metrics
 from opentelemetry.propagators.textmap import Getter
 
 from otelperf import telemetry
-from otelperf.instrumentations.http_server import SEEN, Request, find_route
+from otelperf.instrumentations.http_server import SEEN, Request, caller, find_route
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -87,7 +87,7 @@ def _begin(scope: Scope, *, spans: bool) -> Request:
         version=scope.get("http_version"),
         path=scope.get("path"),
         address=(server[0], server[1]),
-        parent=propagate.extract(scope, getter=_HEADERS) if spans else None,
+        parent=caller(scope, _HEADERS) if spans else None,
         spans=spans,
     )
 

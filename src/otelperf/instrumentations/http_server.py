@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from opentelemetry import trace
+from opentelemetry import propagate, trace
 from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from otelperf import telemetry
@@ -103,6 +104,15 @@ class Request:
             self.span.end()
         except Exception as problem:  # noqa: BLE001 # as at the start
             _log.trouble("span not ended", problem=f"{type(problem).__name__}: {problem}")
+
+
+def caller(carrier: Any, getter: Getter[Any]) -> Context | None:
+    """Return the caller's context from the headers in *carrier*; None where a propagator of the application's fails."""
+    try:
+        return propagate.extract(carrier, getter=getter)
+    except Exception as error:  # noqa: BLE001 # the request goes on
+        _log.trouble("caller's context not read", problem=f"{type(error).__name__}: {error}")
+        return None
 
 
 def find_route(find: Any, *given: Any) -> str | None:

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 from opentelemetry import context as otel_context
-from opentelemetry import propagate
 from opentelemetry.propagators.textmap import Getter
 
 from otelperf import telemetry
-from otelperf.instrumentations.http_server import SEEN, Request, find_route
+from otelperf.instrumentations.http_server import SEEN, Request, caller, find_route
 
 Environ = dict[str, Any]
 Application = Callable[..., Iterable[bytes]]
@@ -71,7 +70,7 @@ def _begin(environ: Environ) -> Request:
         version=str(environ.get("SERVER_PROTOCOL", "")).partition("/")[2],
         path=f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}",
         address=(environ.get("SERVER_NAME"), int(port) if port.isascii() and port.isdigit() else None),
-        parent=propagate.extract(environ, getter=_HEADERS),
+        parent=caller(environ, _HEADERS),
     )
 
 

@@ -5,16 +5,16 @@ A stream has hundreds of chunks, so they are counted here, by an addition each, 
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from bisect import bisect_left
 
 from otelperf.readings import Attributes, Buckets, Reading
+from otelperf.sources.registry import Registry, RegistrySource, text
 
 # As the semantic conventions have it for gen_ai.client.operation.time_per_output_chunk: 10 ms, doubling.
 BOUNDS = tuple(0.01 * 2**step for step in range(14))
-_MOST = 1000  # kinds of calls
+_Key = tuple[str, str | None, str | None]
 
 
 class Kind:
@@ -26,7 +26,8 @@ class Kind:
 
     def begin_anew(self) -> None:
         """Forget what was counted: in a forked child it is the parent's, and so is the lock."""
-        self._lock = threading.Lock()
+        # Reentrant: a garbage collection may close a generator, and so end what it measures, anywhere, in here too.
+        self._lock = threading.RLock()
         self._start = time.time_ns()
         self._active = 0
         self._counts = [0] * (len(BOUNDS) + 1)
@@ -60,42 +61,21 @@ class Kind:
         return found
 
 
-class Calls:
+def _kind(key: _Key) -> Kind:
+    given = zip(("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model"), key, strict=True)
+    return Kind({name: value for name, value in given if value is not None})
+
+
+_kinds: Registry[_Key, Kind] = Registry(_kind, ("_OTHER", None, None))
+
+
+class Calls(RegistrySource):
     """The source of all kinds of calls of this process."""
 
     name = "calls"
-
-    def __init__(self, entity: str) -> None:
-        self.entity = entity
-
-    def read(self, now: int) -> list[Reading]:
-        """Read each kind."""
-        return [reading for each in tuple(_kinds.values()) for reading in each.readings()]
-
-    def close(self) -> None:
-        """Nothing is kept open."""
-
-
-_kinds: dict[tuple[str, str | None, str | None], Kind] = {}
-_others = Kind({"gen_ai.operation.name": "_OTHER"})
+    registry = _kinds
 
 
 def kind(operation: str, provider: str | None, model: str | None) -> Kind:
-    """Return the kind of these calls. From 1,000 on they are one, ``_OTHER``: names made for each call must not fill memory."""
-    key = (operation, provider, model)
-    found = _kinds.get(key)
-    if found is None:
-        if len(_kinds) >= _MOST:
-            return _kinds.setdefault(("_OTHER", None, None), _others)
-        given = {"gen_ai.operation.name": operation, "gen_ai.provider.name": provider, "gen_ai.request.model": model}
-        found = _kinds.setdefault(key, Kind({name: value for name, value in given.items() if value is not None}))
-    return found
-
-
-def _in_child() -> None:
-    for each in _kinds.values():
-        each.begin_anew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    """Return the kind of these calls. From 1,000 on they are one, ``_OTHER``."""
+    return _kinds[text(operation) or "", text(provider), text(model)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 from bisect import bisect_left
@@ -11,12 +10,12 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from otelperf.readings import Attributes, Buckets, Reading
+from otelperf.sources.registry import Registry, RegistrySource, text
 
 BASELINE = 500  # scores
 WINDOW = 200  # scores
 BOUNDS = tuple(step / 10 for step in range(11))
 _LEAST = 50  # scores on each side: with fewer, the limit is so wide that nothing passes it
-_MOST = 1000  # series of scores
 
 
 def drift(baseline: Sequence[float], recent: Sequence[float]) -> float:
@@ -55,7 +54,8 @@ class Scores:
 
     def begin_anew(self) -> None:
         """Forget all scores but a given baseline: in a forked child they are the parent's, and so is the lock."""
-        self._lock = threading.Lock()
+        # Reentrant: a garbage collection may run what scores anywhere, in here too.
+        self._lock = threading.RLock()
         self._start = time.time_ns()
         self._first: list[float] = []
         self._recent: deque[float] = deque(maxlen=WINDOW)
@@ -102,54 +102,36 @@ class Scores:
         return found
 
 
-class Quality:
+def _made(key: tuple[str, str | None]) -> Scores:
+    name, model = key
+    model_too = {} if model is None else {"gen_ai.request.model": model}
+    return Scores({"gen_ai.evaluation.name": name, **model_too})
+
+
+_scores: Registry[tuple[str, str | None], Scores] = Registry(_made, ("_OTHER", None))
+
+
+class Quality(RegistrySource):
     """The source of all scores of this process."""
 
     name = "quality"
-
-    def __init__(self, entity: str) -> None:
-        self.entity = entity
-
-    def read(self, now: int) -> list[Reading]:
-        """Read each series of scores."""
-        return [reading for each in tuple(_scores.values()) for reading in each.readings()]
-
-    def close(self) -> None:
-        """Nothing is kept open, and the scores stay."""
-
-
-_scores: dict[tuple[str, str | None], Scores] = {}
-
-
-def _of(name: str, model: str | None) -> Scores | None:
-    found = _scores.get((name, model))
-    if found is None and len(_scores) < _MOST:
-        model_too = {} if model is None else {"gen_ai.request.model": model}
-        found = _scores.setdefault((name, model), Scores({"gen_ai.evaluation.name": name, **model_too}))
-    return found
+    registry = _scores
 
 
 def quality(score: float, *, model: str | None = None, name: str = "quality") -> None:
     """Count a *score* of an answer of *model*; *name* is what is scored (relevance, faithfulness). Best between 0 and 1.
 
     ``otelperf.quality.drift`` compares the last 200 scores with the baseline: the first 500, unless ``quality_baseline`` gave
-    another. A score that is no finite number is left out.
+    another. A score that is no finite number is left out: a judge may have none.
     """
-    value = float(score)
-    if math.isfinite(value) and (scores := _of(name, model)):
-        scores.add(value)
+    try:
+        value = float(score)
+    except (TypeError, ValueError, OverflowError):
+        return
+    if math.isfinite(value):
+        _scores[text(name) or "", text(model)].add(value)
 
 
 def quality_baseline(scores: Iterable[float], *, model: str | None = None, name: str = "quality") -> None:
     """Compare with *scores* from now on: 50 finite numbers or more, else ValueError."""
-    if found := _of(name, model):
-        found.compare_with(scores)
-
-
-def _in_child() -> None:
-    for each in _scores.values():
-        each.begin_anew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    _scores[text(name) or "", text(model)].compare_with(scores)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import aclosing
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar
 
 from otelperf.readings import Attributes, Buckets, Reading
+from otelperf.sources.generators import measured, measured_async
+from otelperf.sources.registry import Registry, RegistrySource, text
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,7 +34,6 @@ State = Literal["active", "idle", "error"]
 STATES: tuple[State, ...] = ("active", "idle", "error")
 # The bounds that the semantic conventions give to gen_ai durations: 10 ms, doubling.
 BOUNDS = tuple(0.01 * 2**step for step in range(14))
-_MOST_WORKERS = 1000
 _MOST_ERRORS = 20  # kinds of error of one worker that are told apart
 _CANCELLED = "CancelledError"  # what both kinds of future raise when they are cancelled
 _OTHER = "_OTHER"  # the conventions' word for an error that is not told apart
@@ -58,7 +57,8 @@ class Worker:
 
     def begin_anew(self) -> None:
         """Forget everything: in a forked child, the tasks and the lock are the parent's."""
-        self._lock = threading.Lock()
+        # Reentrant: a garbage collection may close a generator, and so end what it measures, anywhere, in here too.
+        self._lock = threading.RLock()
         self._started = time.time_ns()
         self._born = self._since = self._clock()
         self._running = 0
@@ -182,18 +182,10 @@ def _decorated(worker: Worker, function: Callable[P, R]) -> Callable[P, R]:
                 return await called(*args, **kwargs)
 
     elif inspect.isasyncgenfunction(function):
-
-        async def wrapped(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Any, Any]:
-            with worker.task():
-                async with aclosing(called(*args, **kwargs)) as items:
-                    async for each in items:
-                        yield each
+        wrapped = measured_async(called, worker.task)
 
     elif inspect.isgeneratorfunction(function):
-
-        def wrapped(*args: P.args, **kwargs: P.kwargs) -> Generator[Any, Any, Any]:
-            with worker.task():
-                return (yield from called(*args, **kwargs))
+        wrapped = measured(called, worker.task)
 
     else:
 
@@ -204,38 +196,16 @@ def _decorated(worker: Worker, function: Callable[P, R]) -> Callable[P, R]:
     return functools.wraps(function)(wrapped)
 
 
-class Workers:
+_workers: Registry[str, Worker] = Registry(Worker, _OTHER)
+
+
+class Workers(RegistrySource):
     """The source of all workers of this process."""
 
     name = "workers"
-
-    def __init__(self, entity: str) -> None:
-        self.entity = entity
-
-    def read(self, now: int) -> list[Reading]:
-        """Read each worker."""
-        return [reading for each in tuple(_workers.values()) for reading in each.readings()]
-
-    def close(self) -> None:
-        """Nothing is kept open, and the workers stay."""
-
-
-_workers: dict[str, Worker] = {}
+    registry = _workers
 
 
 def worker(name: str) -> Worker:
     """Return the worker by *name*, which is low in cardinality: a role, not a request. From 1,000 on they are one, ``_OTHER``."""
-    found = _workers.get(name)
-    if found is None:
-        name = name if len(_workers) < _MOST_WORKERS else _OTHER
-        found = _workers.setdefault(name, Worker(name))  # atomic: no lock for a forked child to inherit
-    return found
-
-
-def _in_child() -> None:
-    for each in _workers.values():
-        each.begin_anew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    return _workers[text(name) or ""]
