@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import otelperf.relief
 from otelperf.relief import Event, Relief, kernel_events, on_memory_pressure, resident
 from tests.seen import Seen
 
@@ -172,3 +173,12 @@ def test_resident_memory_is_that_of_this_process() -> None:
     block = os.urandom(2**20) * 64
     assert resident() - before > 50 * 2**20
     del block
+
+
+def test_of_too_many_the_oldest_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(otelperf.relief, "_running", [])
+    several = [on_memory_pressure() for _ in range(20)]
+    assert otelperf.relief._running == several[4:]
+    for each in several:
+        each.stop()
+    assert otelperf.relief._running == []

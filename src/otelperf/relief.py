@@ -114,6 +114,7 @@ class Relief:
             else:
                 _log.warning("memory pressure is not told by this kernel", needs="PSI or cgroup v2")
             return
+        self._stopping = False
         self._read, self._write = os.pipe()
         self._thread.start()
 
@@ -125,9 +126,12 @@ class Relief:
     def stop(self, timeout: float = 1.0) -> None:
         """Stop waiting; a callback that runs is waited for no longer than *timeout* seconds."""
         if self._thread.is_alive():
-            os.write(self._write, b".")
+            if not self._stopping:  # the thread closes the pipe, and its number may be another file's soon
+                self._stopping = True
+                os.write(self._write, b".")
             self._thread.join(timeout)
-        _running.discard(self)
+        with suppress(ValueError):
+            _running.remove(self)
 
     def begin_anew(self) -> None:
         """Wait in a forked child: it has not the thread, and the descriptors are the parent's."""
@@ -219,19 +223,24 @@ def _collect() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-_running: set[Relief] = set()
+_MOST = 16  # a cell of a notebook that is run again and again must not add threads without end
+_running: list[Relief] = []
 
 
 def on_memory_pressure(callback: Callable[[], object] | None = None, *, caches: Iterable[Any] = ()) -> Relief:
     """Relieve this process when the kernel says that memory is short.
 
     In steps, the next one when the kernel says it again: *caches* are cleared, garbage is collected and free memory given back,
-    *callback* is called. All in a thread of its own, which *callback* must not hold up for long. Returns what ``stop()`` ends.
+    *callback* is called. All in a thread of its own, which *callback* must not hold up for long. Returns what ``stop()`` ends; of
+    more than 16 at a time the oldest is ended.
     Raises TypeError for a cache that cannot be cleared; where the kernel tells nothing (no Linux, neither PSI nor cgroup v2), or
     gevent has replaced threads, that is logged, and nothing is ever called.
     """
     relief = Relief(callback, caches)
-    _running.add(relief)
+    _running.append(relief)
+    if len(_running) > _MOST:
+        _log.warning("too many at a time, the oldest is stopped", most=_MOST)
+        _running[0].stop(0.0)
     return relief
 
 
