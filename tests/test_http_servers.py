@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 from wsgiref.util import FileWrapper, setup_testing_defaults
 from wsgiref.validate import validator
@@ -525,3 +526,16 @@ def test_fastapis_own_telemetry_is_completed_and_not_doubled(
     send_request(app, "/items/7")
     assert [each["http.route"] for each in durations(seen)] == ["/items/{item}"]
     assert [span.name for span in seen.spans] == ["GET /items/{item}"]
+
+
+def test_a_path_is_told_as_text_and_an_unknown_method_as_http(seen: Seen) -> None:
+    for method, route in (("GET", None), ("BREW", "/i/{x}")):
+        environ: dict[str, Any] = {"REQUEST_METHOD": method, "PATH_INFO": "/i/é".encode().decode("latin-1")}
+        setup_testing_defaults(environ)
+        measured = wsgi.Middleware(
+            lambda _, start: [start("200 OK", []), b""][1:], partial(str, route) if route else lambda: None
+        )
+        list(measured(environ, lambda *_: None))
+    plain, brewed = seen.spans
+    assert (plain.attributes or {})["url.path"] == "/i/é"
+    assert brewed.name == "HTTP /i/{x}"

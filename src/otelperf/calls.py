@@ -79,7 +79,7 @@ class Inference:
             **self.kind.attributes,
             **{key: value for key, value in address.items() if value is not None},
         }
-        self.span_attributes = {**self.attributes, **(attributes or {})}
+        self.span_attributes = {**self.attributes, **(attributes if isinstance(attributes, Mapping) else {})}
         self.span_kind = SpanKind.CLIENT if server_address else SpanKind.INTERNAL
         self._entered: dict[Call, None] = {}  # in their order
 

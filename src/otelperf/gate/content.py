@@ -1,4 +1,4 @@
-"""What leaves a span before it leaves the process: prompts, answers, exception texts, URL queries. Nothing is changed in place."""
+"""What leaves a span before it leaves the process: prompts, answers, exception texts, URL queries, logins. On copies."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ _CONTENT = frozenset(
         "gen_ai.retrieval.query.text",
         "gen_ai.retrieval.documents",
         "gen_ai.evaluation.explanation",
+        "gen_ai.request.stop_sequences",
+        # logins
+        "http.request.header.authorization",
+        "http.request.header.proxy-authorization",
+        "http.request.header.cookie",
+        "http.request.header.x-api-key",
+        "http.response.header.set-cookie",
         # Sentry's and OpenLIT's spellings
         "gen_ai.request.messages",
         "gen_ai.response.text",

@@ -65,7 +65,7 @@ class Request:
         self._began = time.perf_counter()
 
     def _start_span(self, parent: Context | None, more: dict[str, Any]) -> Span:
-        name = "HTTP" if self._method == "_OTHER" else self._method
+        self._name = name = "HTTP" if self._method == "_OTHER" else self._method
         try:
             return telemetry.tracer().start_span(name, parent, SpanKind.SERVER, {**self._attributes, **more})
         except Exception as error:  # noqa: BLE001 # a span processor of the application's
@@ -97,7 +97,7 @@ class Request:
             return
         try:
             if route := self._attributes.get("http.route"):
-                self.span.update_name(f"{self._method} {route}")
+                self.span.update_name(f"{self._name} {route}")
             self.span.set_attributes(self._attributes)
             if "error.type" in self._attributes:
                 self.span.set_status(Status(StatusCode.ERROR))

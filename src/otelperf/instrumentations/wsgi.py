@@ -68,7 +68,7 @@ def _begin(environ: Environ) -> Request:
         str(environ.get("REQUEST_METHOD", "")),
         str(environ.get("wsgi.url_scheme", "http")),
         version=str(environ.get("SERVER_PROTOCOL", "")).partition("/")[2],
-        path=f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}",
+        path=_path(environ),
         address=(environ.get("SERVER_NAME"), int(port) if port.isascii() and port.isdigit() else None),
         parent=caller(environ, _HEADERS),
     )
@@ -128,3 +128,9 @@ class _Sized(_Body):
 
     def __len__(self) -> int:
         return len(self._body)
+
+
+def _path(environ: dict[str, Any]) -> str:
+    """Return the path as text: PEP 3333 has its bytes as if they were latin-1."""
+    path = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
+    return path.encode("latin-1", "replace").decode("utf-8", "replace")
