@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from otelperf import catalog, telemetry
 from otelperf.calls import current_call, inference
 from otelperf.readings import Buckets
-from otelperf.sources.calls import BOUNDS
+from otelperf.sources.histogram import DOUBLING
 from otelperf.sources.workers import worker
 from tests.seen import Seen, active, call_readings
 
@@ -210,7 +210,8 @@ def test_a_chunk_may_come_while_its_kind_is_read(seen: Seen) -> None:
             call.chunk()
             return super().__iter__()
 
-    call.what.kind._counts = Collecting(call.what.kind._counts)
+    gaps = call.what.kind._gaps
+    gaps._counts = Collecting(gaps._counts)
     reading = threading.Thread(target=active, daemon=True)
     reading.start()
     reading.join(10)
@@ -312,7 +313,7 @@ def test_nothing_is_recorded_where_telemetry_is_disabled(seen: Seen) -> None:
 
 
 def test_the_bounds_are_the_catalogues() -> None:
-    assert catalog.BY_NAME["gen_ai.client.operation.time_per_output_chunk"].bounds == pytest.approx(BOUNDS)
+    assert catalog.BY_NAME["gen_ai.client.operation.time_per_output_chunk"].bounds == pytest.approx(DOUBLING)
 
 
 def test_kinds_are_bounded(seen: Seen) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from otelperf import catalog
 from otelperf.readings import Buckets
-from otelperf.sources.workers import BOUNDS, STATES, Worker, Workers, worker
+from otelperf.sources.histogram import DOUBLING
+from otelperf.sources.workers import STATES, Worker, Workers, worker
 
 
 class Watch:
@@ -54,8 +55,8 @@ def test_a_task_makes_its_worker_active_and_is_counted_with_its_duration() -> No
     assert told["otelperf.worker.tasks"] == 1
     assert told["otelperf.worker.time idle"] == 2.0
     assert told["otelperf.worker.time active"] == 0.3
-    counts = (*tuple(int(0.16 < bound <= 0.32) for bound in BOUNDS), 0)
-    assert told["otelperf.worker.task.duration"] == Buckets(1, 0.3, BOUNDS, counts)
+    counts = (*tuple(int(0.16 < bound <= 0.32) for bound in DOUBLING), 0)
+    assert told["otelperf.worker.task.duration"] == Buckets(1, 0.3, DOUBLING, counts)
 
 
 def test_an_error_passes_through_and_lasts_until_the_next_task() -> None:

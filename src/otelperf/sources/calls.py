@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import threading
 import time
-from bisect import bisect_left
 
-from otelperf.readings import Attributes, Buckets, Reading
+from otelperf.readings import Attributes, Reading
+from otelperf.sources.histogram import Histogram
 from otelperf.sources.registry import Registry, RegistrySource, text
 
-# As the semantic conventions have it for gen_ai.client.operation.time_per_output_chunk: 10 ms, doubling.
-BOUNDS = tuple(0.01 * 2**step for step in range(14))
 _Key = tuple[str, str | None, str | None]
 
 
@@ -30,8 +28,7 @@ class Kind:
         self._lock = threading.RLock()
         self._start = time.time_ns()
         self._active = 0
-        self._counts = [0] * (len(BOUNDS) + 1)
-        self._seconds = 0.0
+        self._gaps = Histogram()
 
     def begin(self) -> None:
         """A call begins."""
@@ -45,19 +42,16 @@ class Kind:
 
     def gap(self, seconds: float) -> None:
         """A chunk came *seconds* after the one before."""
-        place = bisect_left(BOUNDS, seconds)
         with self._lock:
-            self._counts[place] += 1
-            self._seconds += seconds
+            self._gaps.add(seconds)
 
     def readings(self) -> list[Reading]:
         """Read both; a kind without streams has no chunks."""
         with self._lock:
-            active, start, count = self._active, self._start, sum(self._counts)
-            buckets = Buckets(count, self._seconds, BOUNDS, tuple(self._counts))
+            active, start, gaps = self._active, self._start, self._gaps.buckets()
         found = [Reading("otelperf.client.active_requests", active, self.attributes)]
-        if count:
-            found.append(Reading("gen_ai.client.operation.time_per_output_chunk", buckets, self.attributes, start))
+        if gaps.count:
+            found.append(Reading("gen_ai.client.operation.time_per_output_chunk", gaps, self.attributes, start))
         return found
 
 

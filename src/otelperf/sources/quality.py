@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import threading
 import time
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from otelperf.readings import Attributes, Buckets, Reading
+from otelperf.readings import Attributes, Reading
+from otelperf.sources.histogram import Histogram
 from otelperf.sources.registry import Registry, RegistrySource, text
 
 BASELINE = 500  # scores
@@ -59,16 +59,14 @@ class Scores:
         self._start = time.time_ns()
         self._first: list[float] = []
         self._recent: deque[float] = deque(maxlen=WINDOW)
-        self._counts = [0] * (len(BOUNDS) + 1)
-        self._sum = 0.0
+        self._all = Histogram(BOUNDS)
         self._known: tuple[float, float] | None = None
         self._changed = False
 
     def add(self, score: float) -> None:
         """Count *score*."""
         with self._lock:
-            self._counts[bisect_left(BOUNDS, score)] += 1
-            self._sum += score
+            self._all.add(score)
             if self._given is None and len(self._first) < BASELINE:
                 self._first.append(score)
             else:
@@ -88,14 +86,13 @@ class Scores:
     def readings(self) -> list[Reading]:
         """Read the distribution, and the drift once there are scores enough on both sides."""
         with self._lock:
-            count, start = sum(self._counts), self._start
-            buckets = Buckets(count, self._sum, BOUNDS, tuple(self._counts))
+            scores, start = self._all.buckets(), self._start
             base = self._given if self._given is not None else self._first
             recent = list(self._recent) if self._changed else None
             self._changed = False
         if recent is not None and len(recent) >= _LEAST:
             self._known = (drift(sorted(base), recent), drift_limit(len(base), len(recent)))
-        found = [Reading("otelperf.quality.score", buckets, self._attributes, start)] if count else []
+        found = [Reading("otelperf.quality.score", scores, self._attributes, start)] if scores.count else []
         if self._known:
             found.append(Reading("otelperf.quality.drift", self._known[0], self._attributes))
             found.append(Reading("otelperf.quality.drift.limit", self._known[1], self._attributes))

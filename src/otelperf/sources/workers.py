@@ -10,13 +10,13 @@ import functools
 import inspect
 import threading
 import time
-from bisect import bisect_left
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar
 
-from otelperf.readings import Attributes, Buckets, Reading
+from otelperf.readings import Attributes, Reading
 from otelperf.sources.generators import measured, measured_async
+from otelperf.sources.histogram import Histogram
 from otelperf.sources.registry import Registry, RegistrySource, text
 
 P = ParamSpec("P")
@@ -32,8 +32,6 @@ class Future(Protocol):
 F = TypeVar("F", bound=Future)
 State = Literal["active", "idle", "error"]
 STATES: tuple[State, ...] = ("active", "idle", "error")
-# The bounds that the semantic conventions give to gen_ai durations: 10 ms, doubling.
-BOUNDS = tuple(0.01 * 2**step for step in range(14))
 _MOST_ERRORS = 20  # kinds of error of one worker that are told apart
 _CANCELLED = "CancelledError"  # what both kinds of future raise when they are cancelled
 _OTHER = "_OTHER"  # the conventions' word for an error that is not told apart
@@ -64,10 +62,8 @@ class Worker:
         self._running = 0
         self._error = False
         self._spent: dict[State, int] = dict.fromkeys(STATES, 0)
-        self._done = 0
         self._errors: dict[str, int] = {}
-        self._counts = [0] * (len(BOUNDS) + 1)
-        self._seconds = 0.0
+        self._durations = Histogram()
 
     @property
     def state(self) -> State:
@@ -111,9 +107,7 @@ class Worker:
                 return
             self._pass(now)
             self._running = max(0, self._running - 1)
-            self._done += 1
-            self._seconds += seconds
-            self._counts[bisect_left(BOUNDS, seconds)] += 1
+            self._durations.add(seconds)
             if error is None:
                 return
             kind = error if isinstance(error, str) else type(error).__qualname__
@@ -131,18 +125,18 @@ class Worker:
         """Read everything that is known of it."""
         with self._lock:
             self._pass(self._clock())
-            state, running, done, start = self.state, self._running, self._done, self._started
+            state, running, start = self.state, self._running, self._started
             spent, errors = dict(self._spent), dict(self._errors)
-            buckets = Buckets(done, self._seconds, BOUNDS, tuple(self._counts))
+            durations = self._durations.buckets()
         for kind in errors:
             self._failed.setdefault(kind, {**self._attributes, "error.type": kind})
         return [
             *(Reading("otelperf.worker.state", int(state == each), self._in_state[each]) for each in STATES),
             *(Reading("otelperf.worker.time", spent[each] / 1e9, self._in_state[each], start) for each in STATES),
             Reading("otelperf.worker.active_tasks", running, self._attributes),
-            Reading("otelperf.worker.tasks", done, self._attributes, start),
+            Reading("otelperf.worker.tasks", durations.count, self._attributes, start),
             *(Reading("otelperf.worker.errors", count, self._failed[kind], start) for kind, count in errors.items()),
-            Reading("otelperf.worker.task.duration", buckets, self._attributes, start),
+            Reading("otelperf.worker.task.duration", durations, self._attributes, start),
         ]
 
 
