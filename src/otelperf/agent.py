@@ -30,7 +30,7 @@ from otelperf.points import SCOPE_NAME, Points
 from otelperf.readings import Batch, Snapshot, Source
 from otelperf.resource import resources, server_resource
 from otelperf.sampler import Sampler
-from otelperf.sources import agent_source, host_sources, server_process
+from otelperf.sources import server_process
 from otelperf.sources.engines import ENGINES
 from otelperf.sources.engines.annotations import Annotations
 from otelperf.sources.engines.engine import Engine, unmapped
@@ -38,6 +38,7 @@ from otelperf.sources.engines.finder import Finder
 from otelperf.sources.engines.own_maps import engine_of
 from otelperf.sources.engines.server import Server
 from otelperf.sources.engines.watch import Watch
+from otelperf.sources.host import agent_source, host_sources
 from otelperf.transitions import Transitions, span
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Agent:
         self._sender: Sender | None = None
         self._span_sender = make_sender(settings, TRACES) if settings.traces.exporter == "otlp" else None
         self.span_exporter: SpanExporter | None = QueueSpanExporter(self._span_sender) if self._span_sender else None
-        self._resource_before: Mapping[str, Resource] = {}
+        self._resource_of_moved: dict[str, Resource] = {}  # their states end at the next tick
         self.gate = self._make_gate(self._exporter())
         for sender in (self._sender, self._span_sender):
             if sender:
@@ -199,19 +200,17 @@ class Agent:
         """Tell each state that has changed as a span; what goes wrong here must not keep metrics back."""
         if self._transitions is None:
             return
-        # A server that has moved has no resource any more, and yet its states end now.
-        resource_of = {**self._resource_before, **self._resource_of}
-        self._resource_before = dict(self._resource_of)
         try:
             changes = self._transitions.of(snapshot)
             if changes and self.span_exporter:
-                scope = self._points.scope
+                scope, resource_of = self._points.scope, {**self._resource_of_moved, **self._resource_of}
                 self.span_exporter.export([span(each, resource_of[each.entity], scope) for each in changes])
             elif self._span_console:
                 for change in changes:
                     self._span_console.transition(change)
         except Exception as error:  # noqa: BLE001 # whatever it is, the next tick comes
             _log.trouble("state changes not told", by=("problem",), problem=f"{type(error).__name__}: {error}")
+        self._resource_of_moved = {}
 
     def _take_found(self) -> None:
         """Read the servers that the finder has found meanwhile as well, and no longer those that are elsewhere now."""
@@ -231,6 +230,7 @@ class Agent:
             self.servers = tuple(each for each in self.servers if each is not server)
             for entity, resource in list(self._resource_of.items()):
                 if self._spared.get(id(resource)) is server:
+                    self._resource_of_moved[entity] = resource
                     del self._spared[id(resource)], self._resource_of[entity]
 
     def _know_servers(self) -> None:

@@ -23,10 +23,10 @@ from otelperf.agent import Agent, Application
 from otelperf.errors import ConfigError
 from otelperf.logs import Log
 from otelperf.resource import process_resource
-from otelperf.sources import agent_source
 from otelperf.sources.caches import Caches
 from otelperf.sources.calls import Calls
 from otelperf.sources.cpython import CPython
+from otelperf.sources.host import agent_source
 from otelperf.sources.quality import Quality
 from otelperf.sources.workers import Workers
 from otelperf.tracing import Traces, leave_to_parent

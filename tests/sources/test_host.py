@@ -13,11 +13,9 @@ from hypothesis import strategies as st
 from otelperf import catalog
 from otelperf.errors import SourceAbsent, SourceError, SourceFailed
 from otelperf.sources import (
-    agent_source,
     cpu,
     disk,
     filesystem,
-    host_sources,
     load,
     memory,
     network,
@@ -26,6 +24,7 @@ from otelperf.sources import (
     process,
     uptime,
 )
+from otelperf.sources.host import agent_source, host_sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

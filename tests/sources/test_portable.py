@@ -8,7 +8,8 @@ import pytest
 
 from otelperf import catalog
 from otelperf.errors import SourceAbsent, SourceError, SourceFailed, SourceFlawed
-from otelperf.sources import agent_source, host_sources, portable
+from otelperf.sources import portable
+from otelperf.sources.host import agent_source, host_sources
 
 if TYPE_CHECKING:
     from otelperf.readings import Reading
@@ -129,7 +130,9 @@ def _memory_of(monkeypatch: pytest.MonkeyPatch, **fields: int) -> dict[object, o
 
 def test_psutil_is_not_imported_where_there_is_proc() -> None:
     """It costs memory that the agent has not promised."""
-    script = "import sys, otelperf.sources as s; [x.close() for x in s.host_sources()]; print('psutil' in sys.modules)"
+    script = (
+        "import sys, otelperf.sources.host as s; [x.close() for x in s.host_sources()]; print('psutil' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert str(sys.platform != "linux") == done.stdout.strip() or sys.platform != "linux"
 
