@@ -107,7 +107,7 @@ def sent_when(metric: catalog.Metric) -> str:
     if rule.kind == "state":
         return "every change, at once"
     if rule.kind == "histogram":
-        return f"count's rate or a quantile off by {rule.relative:.0%}, not within `gate.histogram_interval`"
+        return f"a quantile off by {rule.relative:.0%}, or the count's rate (that not within `gate.histogram_interval`)"
     if rule.kind == "trend":
         return f"rate off by {rule.relative:.0%}" + (f" and {_amount(rule.delta, unit)}" if rule.delta else "")
     measures = _measures(rule, unit)

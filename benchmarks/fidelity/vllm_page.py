@@ -15,13 +15,13 @@ _HISTOGRAM = Rule(kind="histogram", relative=0.15)
 _EVERY_CHANGE = Rule(kind="hold")
 _RULES = {
     "vllm:kv_cache_usage_perc": Rule(delta=0.05),
-    "vllm:prefix_cache_queries_total": Rule(kind="trend", relative=0.25, delta=20, group="prefix_cache"),
-    "vllm:prefix_cache_hits_total": Rule(kind="trend", relative=0.25, delta=20, group="prefix_cache"),
-    "vllm:prompt_tokens_total": Rule(kind="trend", relative=0.25, delta=20, group="tokens"),
-    "vllm:generation_tokens_total": Rule(kind="trend", relative=0.25, delta=20, group="tokens"),
-    "vllm:prompt_tokens_cached_total": Rule(kind="trend", relative=0.25, delta=20),
-    "vllm:prompt_tokens_by_source_total": Rule(kind="trend", relative=0.25, delta=20),
-    "vllm:prompt_tokens_cached_by_source_total": Rule(kind="trend", relative=0.25, delta=20),
+    "vllm:prefix_cache_queries_total": Rule(kind="trend", relative=0.15, delta=20, group="prefix_cache"),
+    "vllm:prefix_cache_hits_total": Rule(kind="trend", relative=0.15, delta=20, group="prefix_cache"),
+    "vllm:prompt_tokens_total": Rule(kind="trend", relative=0.15, delta=20, group="tokens"),
+    "vllm:generation_tokens_total": Rule(kind="trend", relative=0.15, delta=20, group="tokens"),
+    "vllm:prompt_tokens_cached_total": Rule(kind="trend", relative=0.15, delta=20),
+    "vllm:prompt_tokens_by_source_total": Rule(kind="trend", relative=0.15, delta=20),
+    "vllm:prompt_tokens_cached_by_source_total": Rule(kind="trend", relative=0.15, delta=20),
     "process_resident_memory_bytes": Rule(delta=16 * 2**20),
     "process_virtual_memory_bytes": Rule(delta=64 * 2**20),
     "process_open_fds": Rule(delta=2),
@@ -42,7 +42,7 @@ def readings(page: str) -> Iterator[Found]:
     """Yield name, kind, value and labels of all counters, gauges and histograms; a summary's sum and count are counters."""
     chosen = Chosen(["*"])
     families = Families(chosen)
-    lines = Reader(chosen, families).read(page).lines
+    lines = Reader(chosen, families).read(page.encode()).lines
     for reading in Natives(["*"]).readings(lines, families, None, []):
         assert reading.native is not None  # as Natives makes them
         kind: Kind = "counter" if reading.native.kind == "sum" else reading.native.kind

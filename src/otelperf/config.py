@@ -408,8 +408,11 @@ class Gate:
         BOOLEAN, False, "Histograms are stored as native ones: a point is one sample, not one for each bucket."
     )
     histogram_interval: float = _setting(
-        PERIOD, 30.0, "Least time between two points of a histogram.", derive=_derived_histogram_interval,
-        usual="30s, with gate.native_histograms 10s"
+        PERIOD,
+        30.0,
+        "Least time between two points of a histogram; a sixth of it where a quantile would be misread.",
+        derive=_derived_histogram_interval,
+        usual="30s, with gate.native_histograms 10s",
     )
     budget: float | None = _setting(
         AMOUNT, None, "Most samples a minute in all; deltas widen as far as that takes.", usual="no limit"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import inf, nan
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.sdk.metrics.export import MetricExportResult
 
 from otelperf.gate.policy import Rule
 from tests.gate.test_decisions import increase_as_prometheus_has_it
-from tests.gate.world import SECOND, START, World, counter, number
+from tests.gate.world import MS, SCOPE, SECOND, START, World, buckets, counter, histogram, number
 
 TEN_PERCENT = Rule(kind="trend", relative=0.1)
 GAINS = st.lists(
@@ -230,3 +233,110 @@ def test_a_counter_under_another_rule_keeps_its_resets_and_its_last_total() -> N
         world.tick(counter("m", number(world.now, value)))
     world.gate.shutdown()
     assert world.series() == [(0, 10), (2, 30), (3, 1), (4, 2)]
+
+
+# Beginnings
+
+
+def watching(**options: Any) -> World:
+    """Return a world whose gate trusts the start times of its scope, and has looked once."""
+    world = World(
+        {"m": Rule(kind="trend", relative=0.25), "h": Rule(kind="histogram")}, from_zero=(SCOPE.name,), **options
+    )
+    world.show(1, name="other")
+    return world
+
+
+def test_a_counter_that_begins_while_the_gate_watches_begins_with_0() -> None:
+    world = watching()
+    world.tick(seconds=9.5)
+    began = world.now
+    world.now += SECOND // 2
+    world.count(3, start=began)
+    world.flush()
+    assert world.series() == [(10.5, 0), (11.0, 3)]
+    assert {point.start_time_unix_nano for point in world.points()} == {began}
+    assert world.gate.stats.emitted["beginning"] == 1
+
+
+def test_so_does_a_histogram() -> None:
+    world = watching()
+    began = world.now + MS
+    world.now += SECOND
+    world.tick(histogram("h", buckets(world.now, (0, 2, 0, 0, 1), start=began)))
+    world.flush()
+    zero, first = world.points("h")
+    assert (zero.time_unix_nano, zero.count, zero.sum, list(zero.bucket_counts)) == (began, 0, 0.0, [0] * 5)
+    assert (first.count, list(first.bucket_counts)) == (3, [0, 2, 0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("value", "ago", "options"),
+    [
+        (0, 0.5, {}),  # nothing was gained yet
+        (3, 400, {}),  # no window reaches back so far
+        (3, 0.5, {"previous": False}),  # older points may not be sent
+    ],
+)
+def test_a_counter_begins_with_its_first_reading(value: float, ago: float, options: dict[str, Any]) -> None:
+    world = watching(**options)
+    world.tick(seconds=500)
+    world.count(value, start=world.now - int(ago * SECOND))
+    world.flush()
+    assert world.values() == [value]
+
+
+def test_of_what_is_there_at_the_first_look_nobody_knows_the_beginning() -> None:
+    world = World({"m": Rule(kind="trend")}, from_zero=(SCOPE.name,))
+    world.count(3, start=START - SECOND)
+    world.flush()
+    assert world.values() == [3]
+
+
+def test_start_times_of_other_scopes_are_not_trusted() -> None:
+    world = World({"m": Rule(kind="trend")})
+    world.tick()
+    world.count(3, start=world.now - MS)
+    world.flush()
+    assert world.values() == [3]
+
+
+def test_a_reset_that_nobody_would_see_is_shown_by_a_0() -> None:
+    world = watching()
+    for _ in range(10):
+        world.count(100)
+    world.count(150, start=world.now - 5 * MS)
+    world.flush()
+    assert world.values() == [100, 0, 150]
+
+
+def test_a_reset_that_shows_needs_no_0() -> None:
+    world = watching()
+    for _ in range(10):
+        world.count(100)
+    world.count(50, start=world.now - 5 * MS)
+    world.flush()
+    assert world.values() == [100, 50]
+
+
+def test_a_counter_that_returns_does_not_begin_anew() -> None:
+    world = watching(gone_after=2)
+    world.now += SECOND
+    began = world.now - MS
+    world.count(3, start=began)
+    for _ in range(10):
+        world.tick()
+    world.count(5, start=began)
+    world.flush()
+    assert world.values() == [0, 3, 5]
+    assert len(world.marks()) == 1
+
+
+def test_a_0_whose_request_failed_is_sent_again() -> None:
+    world = watching(linger=0)
+    world.recorder.answers = [MetricExportResult.FAILURE]
+    began = world.now + MS
+    world.now += SECOND
+    world.count(1, start=began)
+    world.count(1, start=began)
+    assert sorted(world.values()) == [0, 1]

@@ -40,6 +40,7 @@ _logger = logging.getLogger(__name__)
 
 # What may wait for others to share a request: what says that nothing has happened, or comes seldom anyway.
 _PATIENT = {"heartbeat", "first", "again", "off", "quantile"}
+_BEGINNINGS = {"first", "reset"}
 _LEAST_STEP = 1_000_000  # Prometheus counts in ms: two points of a stream within one would be a duplicate
 _STREAMS_PER_PHASE = 50
 _PHASES = 5
@@ -114,9 +115,11 @@ class DeltaGate(MetricExporter):
     Times are in seconds. *heartbeat*: longest silence of a living stream. *linger*: how long what is no change may wait
     for others (not at all when exports come further apart than that). *gone_after*: absence after which a stream has ended;
     None is two heartbeats or three of the stream's own intervals, whichever is longer. Scopes named in *complete* always list
-    all their streams, so there absence is the end at once. *rate_window*: the window that rules and boards use in ``rate()``.
-    *histogram_interval*: least time between two emissions of a histogram. *max_streams*: new ones beyond it are refused.
-    *max_points*: most in one call of *exporter*. *clock* gives Unix time in ns. *observe* is told each emission.
+    all their streams, so there absence is the end at once. Scopes named in *from_zero* give start times that are true: a counter
+    of theirs that begins while the gate watches is preceded by a point of 0. *rate_window*: the window that rules and boards
+    use in ``rate()``. *histogram_interval*: least time between two emissions of a histogram, a sixth of it where a quantile would
+    be misread. *max_streams*: new ones beyond it are refused. *max_points*: most in one call of *exporter*. *clock* gives Unix
+    time in ns. *observe* is told each emission.
     *budget*: deltas grow as far as it takes to keep it. *previous*: whether a point older than the stream's last may be sent;
     where not, no request holds two points of one stream either. *spacing*: least time between two points of a stream, its end
     and resets aside. *native_histograms*: a histogram is counted as one sample.
@@ -135,6 +138,7 @@ class DeltaGate(MetricExporter):
         linger: float = 5.0,
         gone_after: float | None = None,
         complete: Iterable[str] = (),
+        from_zero: Iterable[str] = (),
         rate_window: float = 120.0,
         histogram_interval: float = 30.0,
         max_streams: int = 100_000,
@@ -171,6 +175,7 @@ class DeltaGate(MetricExporter):
         self._linger = int(linger * SECOND)
         self._gone_after = None if gone_after is None else int(gone_after * SECOND)
         self._complete = frozenset(complete)
+        self._from_zero = frozenset(from_zero)
         self._terms = Terms(
             watch(int(rate_window * SECOND)),
             int(histogram_interval * SECOND),
@@ -189,6 +194,7 @@ class DeltaGate(MetricExporter):
         self._lock = threading.RLock()  # the observer may ask for bounds
         self._forget = False
         self._closed = False
+        self._first_export = 0
         self._last_export = 0
         self._told: set[str] = set()
         _gates.add(self)
@@ -208,6 +214,7 @@ class DeltaGate(MetricExporter):
             self._end_absent(now)
             tick = now - self._last_export if self._last_export else self._linger + 1
             self._last_export = now
+            self._first_export = self._first_export or now
             return self._flush(timeout_millis, lambda tray: tray.urgent or now - tray.oldest + tick > self._linger)
 
     def bounds(self) -> dict[str, Bound]:
@@ -265,6 +272,7 @@ class DeltaGate(MetricExporter):
         """Know nothing of any stream, as in a forked child: they are the parent's, and so is the lock if it was held."""
         self._lock = threading.RLock()
         self._trays, self._tray_by_identity, self._ended = {}, {}, {}
+        self._first_export = 0
         self.stats.streams = 0
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
@@ -420,6 +428,7 @@ class DeltaGate(MetricExporter):
             ended = self._ended.pop(family.identity(stream), None)
             if ended is not None:
                 stream.least = ended + _LEAST_STEP
+                stream.latest = ended
         return stream
 
     def _heart(self, stream: Stream, point: DataPoint, tray: Tray) -> str | None:
@@ -498,6 +507,8 @@ class DeltaGate(MetricExporter):
         point, old = stream.seen, stream.emitted
         assert point is not None  # judged just now
         self._emit_earlier(stream, now)
+        if reason in _BEGINNINGS:
+            self._emit_beginning(stream, now)
         finished = stream.finished(point)
         stream.remember(self._terms)
         self._put(stream.family, stream, finished, reason, now, old=old)
@@ -506,6 +517,13 @@ class DeltaGate(MetricExporter):
             return
         if reason not in _PATIENT or rule.kind == "state" or rule.thresholds:
             stream.family.scope.tray.urgent = True
+
+    def _emit_beginning(self, stream: Stream, now: int) -> None:
+        """Let out the 0 with which a counter began, if the gate saw to it that it was not there before."""
+        if self._first_export and stream.family.scope.meta.scope.name in self._from_zero:
+            zero = stream.beginning(self._terms, self._first_export)
+            if zero is not None:
+                self._put(stream.family, stream, zero, "beginning", now, last="total")
 
     def _emit_earlier(self, stream: Stream, now: int) -> None:
         """Let out the readings of a counter that were held back and are wanted now."""

@@ -1,40 +1,84 @@
-"""Histograms: emit when a quantile of what came since the last emission has moved."""
+"""Histograms: send what makes ``histogram_quantile()`` over ``rate()``, read *now*, right."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from operator import sub
 
-QUANTILES = (0.5, 0.95)
+QUANTILES = (0.5, 0.95, 0.99)
+_GRAINS = 12  # readings remembered of a rate window
 
 
-def quantile(share: float, bounds: Sequence[float], counts: Sequence[int]) -> float | None:
-    """Return the quantile by linear interpolation inside its bucket, as PromQL's ``histogram_quantile``; None if empty.
+def quantiles(bounds: Sequence[float], counts: Iterable[float]) -> tuple[float, ...]:
+    """Return the watched quantiles by linear interpolation inside their buckets, as PromQL's ``histogram_quantile``.
 
-    The first bucket starts at zero and the last one answers with the highest bound.
+    The first bucket starts at zero and the last one answers with the highest bound. Empty if nothing was counted.
     """
-    total = sum(counts)
-    if not total or not bounds:
-        return None
-    rank = share * total
-    below = 0
-    for index, count in enumerate(counts):
-        if below + count >= rank and count:
-            if index >= len(bounds):
-                return bounds[-1]
-            low = bounds[index - 1] if index else min(0.0, bounds[0])
-            return low + (bounds[index] - low) * (rank - below) / count
-        below += count
-    return bounds[-1]
+    below = list(accumulate(counts))
+    if not bounds or not below[-1] > 0:
+        return ()
+    return tuple([_quantile(share * below[-1], bounds, below) for share in QUANTILES])
 
 
-def quantiles(bounds: Sequence[float], counts: Sequence[int]) -> tuple[float, ...]:
-    """Return the watched quantiles of the counts; empty if nothing was counted."""
-    found = [quantile(share, bounds, counts) for share in QUANTILES]
-    return tuple(value for value in found if value is not None)
+def _quantile(rank: float, bounds: Sequence[float], below: Sequence[float]) -> float:
+    at = bisect_left(below, rank)
+    if at >= len(bounds):
+        return bounds[-1]
+    low, under = (bounds[at - 1], below[at - 1]) if at else (min(0.0, bounds[0]), 0)
+    return low + (bounds[at] - low) * (rank - under) / (below[at] - under)
 
 
-def shifted(now: Sequence[float], then: Sequence[float], relative: float) -> bool:
-    """Say whether a quantile differs from its predecessor by more than the share; a first one always does."""
-    if len(now) != len(then):
-        return bool(now)
-    return any(abs(new - old) > relative * abs(old) for new, old in zip(now, then, strict=True))
+def apart(answer: Sequence[float], true: Sequence[float], relative: float) -> bool:
+    """Say whether a quantile is off by more than the share of what it truly is; where one of them is not there, it is."""
+    if len(answer) != len(true):
+        return True
+    return any(abs(it - so) > relative * abs(so) for it, so in zip(answer, true, strict=True))
+
+
+class Spread:
+    """The buckets of one histogram, as read and as sent, as far back as the rate window reaches. Times are Unix ns."""
+
+    __slots__ = ("_bounds", "_read", "_read_times", "_sent", "_sent_times")
+
+    def __init__(self, bounds: Sequence[float], time: int, counts: Sequence[int]) -> None:
+        self._bounds = bounds
+        self._read_times, self._read = [time], [array("d", counts)]
+        self._sent_times, self._sent = [time], [array("d", counts)]
+
+    def read(self, time: int, counts: Sequence[int], window: int) -> None:
+        """Remember a reading, unless there was one just before."""
+        if time - self._read_times[-1] >= window // _GRAINS:
+            _remember(self._read_times, self._read, time, counts, window)
+
+    def sent(self, time: int, counts: Sequence[int], window: int) -> None:
+        """Remember what was sent."""
+        self.read(time, counts, window)
+        _remember(self._sent_times, self._sent, time, counts, window)
+
+    def fits(self, counts: Sequence[int]) -> bool:
+        """Say whether these are counts of the same buckets."""
+        return len(counts) == len(self._sent[-1])
+
+    def misread(self, now: int, counts: Sequence[int], window: int, relative: float) -> bool:
+        """Say whether ``histogram_quantile(q, rate(x_bucket[window]))``, asked *now*, is off by more than the share.
+
+        Extrapolation multiplies all buckets alike, so it does not matter here.
+        """
+        begin = max(0, bisect_right(self._read_times, now - window) - 1)
+        true = quantiles(self._bounds, map(sub, counts, self._read[begin]))
+        first = min(bisect_right(self._sent_times, now - window), len(self._sent) - 1)
+        answer = quantiles(self._bounds, map(sub, self._sent[-1], self._sent[first]))
+        return bool(true) and apart(answer, true, relative)
+
+
+def _remember(times: list[int], all_counts: list[array[float]], time: int, counts: Sequence[int], window: int) -> None:
+    """Append, and forget what is older than the window, but for the last that is."""
+    times.append(time)
+    all_counts.append(array("d", counts))
+    old = bisect_right(times, time - window) - 1
+    if old > 0:
+        del times[:old]
+        del all_counts[:old]

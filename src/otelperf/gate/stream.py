@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SECOND = 1_000_000_000
 _EXEMPLARS = 20  # at most, carried from held points to the next emission
+_SOON = 6  # a histogram whose quantiles are misread goes after that part of its interval
 _RESTART = SECOND  # a start time that moves by less is the jitter of a computed boot time, not a restart
 
 
@@ -61,9 +62,8 @@ class Stream:
 
     __slots__ = (
         "_carried",
-        "_counts",
         "_due",
-        "_quantiles",
+        "_spread",
         "_start",
         "_trend",
         "account",
@@ -105,8 +105,7 @@ class Stream:
         self.listed = 0  # when an export last had it, new or not
         self._trend: Trend | None = None
         self._due = _NOTHING  # readings of a counter that must be sent, the newest perhaps among them
-        self._counts: Sequence[int] = ()
-        self._quantiles: tuple[float, ...] = ()
+        self._spread: shape.Spread | None = None  # of a histogram
         self._carried: list[Any] = []
         self._start = 0
 
@@ -170,11 +169,45 @@ class Stream:
             else:
                 self._trend.sent(point.time_unix_nano, amount, terms.watch)
         if isinstance(point, HistogramDataPoint):
-            if self.emitted is not None:
-                self._quantiles = self._quantiles_of(point)
-            self._counts = point.bucket_counts
+            counts = point.bucket_counts
+            if self._spread is None or self.emitted is None or not self._spread.fits(counts):
+                self._spread = shape.Spread(point.explicit_bounds, point.time_unix_nano, counts)
+            else:
+                self._spread.sent(point.time_unix_nano, counts, terms.watch.rate_window)
         self.emitted = point
         self.known = True
+
+    def beginning(self, terms: Terms, watched_since: int) -> DataPoint | None:
+        """Take 0 at the start of a counter as emitted, and return it, if it began later than *watched_since* (Unix ns).
+
+        Without it nobody can tell what it gained before its first point. None where it began too long ago for any window, or
+        where what was sent before shows the gain: after a reset, a total that was higher.
+        """
+        point, start = self.seen, self._start
+        if (
+            point is None
+            or not point.start_time_unix_nano
+            or not terms.earlier
+            or self.rule.kind not in {"trend", "histogram"}
+        ):
+            return None
+        if not max(watched_since, self.latest, terms.now - terms.watch.reach) < start < point.time_unix_nano:
+            return None
+        trend, amount = self._trend, _amount(point)
+        if not amount > 0 or (trend is not None and amount < trend.sent_values[-1]):
+            return None
+        zero: DataPoint
+        if isinstance(point, NumberDataPoint):
+            zero = NumberDataPoint(point.attributes, start, start, type(point.value)(0))
+        elif isinstance(point, HistogramDataPoint):
+            none = [0] * len(point.bucket_counts)
+            zero = replace(point, time_unix_nano=start, count=0, sum=0.0, bucket_counts=none, exemplars=[])
+            self._spread = shape.Spread(point.explicit_bounds, start, none)
+        else:
+            return None
+        self._trend = Trend(start, _amount(zero))
+        self.emitted = zero
+        return zero
 
     def earlier(self, terms: Terms) -> list[NumberDataPoint]:
         """Take the readings before the newest that are due as emitted, and return them, oldest first."""
@@ -210,6 +243,12 @@ class Stream:
             amount = _amount(point)
             if isfinite(amount) and isfinite(trend.sent_values[-1]):
                 trend.held(point.time_unix_nano, amount, terms.watch)
+        if (
+            self._spread is not None
+            and isinstance(point, HistogramDataPoint)
+            and self._spread.fits(point.bucket_counts)
+        ):
+            self._spread.read(point.time_unix_nano, point.bucket_counts, terms.watch.rate_window)
         if point.exemplars:
             self._carried = _newest((*self._carried, *point.exemplars))
 
@@ -294,29 +333,27 @@ class Stream:
         return "rate" if due[-1][0] == point.time_unix_nano else "previous"
 
     def _histogram_reason(self, point: DataPoint, emitted: DataPoint, terms: Terms) -> str | None:
-        if not self._ripe(point, emitted, terms):
+        time, amount = point.time_unix_nano, _amount(point)
+        if amount == _amount(emitted):
+            return None
+        age = time - emitted.time_unix_nano + self.step // 2
+        if age < terms.histogram_interval // _SOON:
             return None
         delta, relative = self._in_force(terms)
-        time, amount = point.time_unix_nano, _amount(point)
-        if self._trend is not None and self._trend.due(time, amount, terms.watch, delta, relative, earlier=False):
-            return "rate"
-        if isinstance(point, HistogramDataPoint) and shape.shifted(
-            self._quantiles_of(point), self._quantiles, relative
-        ):
-            return "quantile"
-        return None
+        if self._spread is not None and isinstance(point, HistogramDataPoint):
+            window = terms.watch.rate_window
+            if (relative or age >= terms.histogram_interval) and self._spread.misread(
+                time, point.bucket_counts, window, relative
+            ):
+                return "quantile"
+        if age < terms.histogram_interval or self._trend is None:
+            return None
+        return "rate" if self._trend.due(time, amount, terms.watch, delta, relative, earlier=False) else None
 
     def _ripe(self, point: DataPoint, emitted: DataPoint, terms: Terms) -> bool:
         """Say whether a histogram has something new, and has been silent for long enough."""
         age = point.time_unix_nano - emitted.time_unix_nano
         return _amount(point) != _amount(emitted) and age >= terms.histogram_interval - self.step // 2
-
-    def _quantiles_of(self, point: HistogramDataPoint) -> tuple[float, ...]:
-        """The quantiles of what came since the last emission."""
-        if len(self._counts) != len(point.bucket_counts):
-            return ()
-        since = [now - then for now, then in zip(point.bucket_counts, self._counts, strict=True)]
-        return shape.quantiles(point.explicit_bounds, since)
 
 
 def _newest(exemplars: Iterable[Any]) -> list[Any]:

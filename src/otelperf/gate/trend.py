@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import combinations
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -48,6 +50,11 @@ class Watch(NamedTuple):
     grain: int
     still: int
     reach: int
+
+    @property
+    def rate_window(self) -> int:
+        """The window that rules and boards use."""
+        return self.windows[1].length
 
 
 def watch(rate_window: int) -> Watch:
@@ -96,15 +103,16 @@ class _View:
         self.first = (times[at], trend.sent_values[at]) if self.count else None
         self.last = (times[-1], trend.sent_values[-1])
 
-    def error(self, more: Point | None = None) -> float:
+    def error(self, more: Sequence[Point] = ()) -> float:
         """Return by how many tolerances the increase would be misread, had *more* been sent too."""
         first, last, count = self.first, self.last, self.count
-        if more is not None and more[0] > self._start:
-            count += 1
-            if first is None or more[0] < first[0]:
-                first = more
-            if more[0] > last[0]:
-                last = more
+        for point in more:
+            if point[0] > self._start:
+                count += 1
+                if first is None or point[0] < first[0]:
+                    first = point
+                if point[0] > last[0]:
+                    last = point
         if first is None or count < 2:  # no answer is as good as none about a counter that hardly moves
             return _NO_ANSWER / (count + 1) if self._true > self.tolerated else 0.0
         read = extrapolated(
@@ -113,36 +121,42 @@ class _View:
         missed = abs(read - self._true)
         return missed / self.tolerated if self.tolerated else missed and _NO_ANSWER
 
-    def add(self, point: Point) -> None:
-        """Take *point* as sent."""
-        if point[0] > self._start:
-            self.count += 1
-            if self.first is None or point[0] < self.first[0]:
-                self.first = point
-            self.last = max(self.last, point)
-
-    @property
-    def gap(self) -> tuple[int, int]:
-        """The time at the window's beginning of which nothing sent tells, ends aside."""
-        return self._start, self._now if self.first is None else self.first[0]
+    def gap(self, more: Sequence[Point]) -> tuple[int, int]:
+        """Return the time at the window's beginning of which nothing sent tells, *more* among it; ends aside."""
+        ends = [point[0] for point in more if point[0] > self._start]
+        if self.first is not None:
+            ends.append(self.first[0])
+        return self._start, min(ends, default=self._now)
 
 
-def _best(views: list[_View], candidates: list[Point], found: list[Point], error: float) -> tuple[Point | None, float]:
-    """Return the first candidate that would do, else the one that takes away most, if it is worth its price; and what is left."""
-    best, least = None, error * _BETTER
-    for point in candidates:
-        if point in found:
-            continue
-        left = 0.0
-        for view in views:
-            left = max(left, view.error(point))
-            if left >= least:
+def _error(views: Sequence[_View], more: Sequence[Point], enough: float) -> float:
+    """Return the largest error of the views, had *more* been sent too; not exactly where it is *enough* or above."""
+    largest = 0.0
+    for view in views:
+        error = view.error(more)
+        if error > largest:
+            largest = error
+            if error >= enough:
                 break
-        else:
-            best, least = point, left
+    return largest
+
+
+def _best(
+    views: Sequence[_View], choices: Iterable[tuple[Point, ...]], found: Sequence[Point], error: float
+) -> tuple[tuple[Point, ...], float]:
+    """Return the first choice that would do beside those *found*, else the one that takes away most, and the error left.
+
+    None, if no choice is worth its price.
+    """
+    best: tuple[Point, ...] = ()
+    least = error * _BETTER
+    for choice in choices:
+        left = _error(views, (*found, *choice), least)
+        if left < least:
+            best, least = choice, left
             if left <= _ENOUGH:
                 break
-    return best, least
+    return best, least if best else error
 
 
 class Trend:
@@ -205,23 +219,25 @@ class Trend:
 
     def _put_right(self, views: list[_View], newest: Point, *, earlier: bool) -> list[Point]:
         """Return the fewest readings that make the views right, or nearly."""
-        error = max([view.error() for view in views])
+        error = _error(views, (), _NO_ANSWER)
         found: list[Point] = []
         while error > 1 and len(found) < _MOST:
-            candidates = self._candidates(views, newest) if earlier else [newest]
-            best, left = _best(views, candidates, found, error)
-            if best is None and newest not in found:  # one alone may help as little as none: the newest and another
-                for view in views:
-                    view.add(newest)
-                best, left = _best(views, candidates, [*found, newest], error)
-                if best is not None:
-                    found.append(newest)
-            if best is None:
+            ones = [point for point in self._candidates(views, newest, found, earlier=earlier) if point not in found]
+            chosen, error = _best(views, ((point,) for point in ones), found, error)
+            if not chosen and newest not in found:  # one alone may help as little as none: the newest and another
+                chosen, error = _best(views, ((newest, point) for point in ones if point != newest), found, error)
+            if not chosen:
                 break
-            found.append(best)
-            for view in views:
-                view.add(best)
-            error = left
+            found += chosen
+        if (
+            error > 1 and earlier
+        ):  # what looked best at first may lead nowhere: two or three at once, the newest among them
+            others = self._candidates(views, newest, ())[1:]
+            for count in (1, 2):
+                chosen, error = _best(views, ((newest, *some) for some in combinations(others, count)), (), error)
+                found = list(chosen) or found
+                if error <= 1:
+                    break
         if error > 1 and newest not in found and newest[1] - self.sent_values[-1] > min(v.tolerated for v in views):
             found.append(newest)  # it may read wrong for a while, but what is gained must not stay unsent
         return sorted(found)
@@ -255,20 +271,24 @@ class Trend:
         self._jump = tolerated / 4
         return False
 
-    def _candidates(self, views: list[_View], newest: Point) -> list[Point]:
-        """Return readings to try, newest first: those that stay in the window longest."""
-        found = {newest}
+    def _candidates(
+        self, views: list[_View], newest: Point, found: Sequence[Point], *, earlier: bool = True
+    ) -> list[Point]:
+        """Return readings to try beside those *found*, newest first: those that stay in the window longest."""
+        if not earlier:
+            return [newest]
+        tried = {newest}
         if self._previous is not None:
-            found.add(self._previous)
+            tried.add(self._previous)
         times, values = self._times, self._values
         for view in views:
-            if view.error() > 1:
-                start, end = view.gap
+            if view.error(found) > 1:
+                start, end = view.gap(found)
                 low, high = bisect_right(times, start), bisect_left(times, end)
                 if low < high:
                     step = max(1, (high - low - 1) // (_CANDIDATES - 1))
-                    found.update((times[i], values[i]) for i in (low, *range(high - 1, low, -step)))
-        return sorted(found, reverse=True)
+                    tried.update((times[i], values[i]) for i in (low, *range(high - 1, low, -step)))
+        return sorted(tried, reverse=True)
 
     def sent(self, time: int, value: float, watched: Watch) -> None:
         """Remember a point sent, now or, if it is older than the last, besides."""

@@ -22,7 +22,7 @@ class _Watched:
         self._function = weakref.ref(function)
         self._name: Attributes = {"otelperf.cache.name": name}
         self._counted = (0, 0)
-        self._start = time.time_ns()
+        self._start: int | None = None  # it may have been asked before anybody watched
 
     @property
     def gone(self) -> bool:
