@@ -28,7 +28,7 @@ from stack.parts import ROOT, part
 from stack.processes import Process, ProcessError, query, series_samples
 from tests.end_to_end import test_native_histograms
 from tests.end_to_end.otlp import PROMETHEUS_PATH, Direct, post, quiet_prometheus
-from tests.gate.world import CUMULATIVE, SECOND, data, number
+from tests.gate.world import CUMULATIVE, SECOND, buckets, data, histogram, number
 
 pytestmark = pytest.mark.end_to_end
 
@@ -267,6 +267,28 @@ def test_irate_is_over_whatever_lay_between_two_points(stored: Stored) -> None:
     assert min(between) <= 2
     assert max(between) >= 20
     assert stored.one("rate(things_total[2m])") == pytest.approx(10, rel=0.1)
+
+
+def test_a_quantile_is_read_right_within_five_seconds(stored: Stored) -> None:
+    promql = "histogram_quantile(0.95, rate(latency_seconds_bucket[2m]))"
+    start = now = stored.begin * SECOND
+    gate = DeltaGate(Direct(stored.prometheus), Policy({"latency": Rule("histogram", relative=0.1)}), lambda: now)
+    counts, off = [0] * 5, []
+    for second in range(600):
+        for bucket in (0, 1, 1, 1) if not 300 <= second < 380 else (1, 2, 3, 3):
+            counts[bucket] += 1
+        seen = buckets(now, counts, start=start)
+        gate.export(data(histogram("latency", seen)))
+        gate.force_flush()
+        post(stored.prometheus.url + PROMETHEUS_PATH, data(histogram("latency_dense", seen)))
+        if second >= 120:
+            shown, truth = stored.one(promql, second), stored.one(promql.replace("latency", "latency_dense", 1), second)
+            if second < 420 and abs(shown - truth) > 0.12 * truth:  # where the window begins is known to 10 s
+                off.append(second)  # from 420 on, what was slow leaves the window
+        now += SECOND
+    assert off
+    assert not [second for second in off if set(range(second, second + 6)) <= set(off)]
+    assert gate.stats.emitted["quantile"] + gate.stats.emitted["rate"] + gate.stats.emitted["heartbeat"] < 60
 
 
 # Wrong, and what to write

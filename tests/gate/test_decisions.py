@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isclose, isnan, nan
 from typing import Any
@@ -248,6 +250,11 @@ def test_quantiles_are_interpolated(counts: tuple[int, ...], expected: tuple[flo
     assert expected == pytest.approx(shape.quantiles((1.0, 2.0, 4.0), counts))
 
 
+@pytest.mark.parametrize(("count", "found"), [(1, 0), (2, 1), (19, 1), (20, 2), (99, 2), (100, 3)])
+def test_a_quantile_may_need_some_that_are_above_it(count: int, found: int) -> None:
+    assert found == len(shape.quantiles((1.0, 2.0), (count, 0, 0), above=1))
+
+
 def test_a_histogram_without_bounds_has_no_quantile() -> None:
     assert shape.quantiles((), (5,)) == ()
 
@@ -262,15 +269,16 @@ def test_quantiles_never_fail_and_lie_within_the_bounds(counts: list[int]) -> No
 @pytest.mark.parametrize(
     ("answer", "true", "expected"),
     [
-        ((1.0, 2.0), (1.0, 2.0), False),
-        ((1.05, 2.0), (1.0, 2.0), False),
-        ((1.0, 1.7), (1.0, 2.0), True),
-        ((), (1.0, 2.0), True),
-        ((), (), False),
+        ((1.0, 2.0), (1.0, 2.0), 0.0),
+        ((1.5, 2.0), (1.0, 2.0), 0.5),
+        ((1.0, 1.5), (1.0, 2.0), 0.25),
+        ((0.0, 1.0), (0.0, 0.0), inf),
+        ((), (1.0, 2.0), inf),
+        ((), (), 0.0),
     ],
 )
-def test_quantiles_are_apart(answer: tuple[float, ...], true: tuple[float, ...], expected: bool) -> None:
-    assert expected == shape.apart(answer, true, 0.1)
+def test_how_far_quantiles_are_off(answer: tuple[float, ...], true: tuple[float, ...], expected: float) -> None:
+    assert expected == shape.error(answer, true)
 
 
 # Policy
@@ -289,6 +297,39 @@ def test_later_overrides_win_and_match_by_glob_and_attribute() -> None:
     assert Rule(delta=2.0, group="g") == policy.rule("a.b", "gauge", {})
     assert Rule(delta=3.0, group="g") == policy.rule("a.b", "gauge", {"state": "used"})
     assert UNKNOWN["gauge"] == policy.rule("b", "gauge", {"state": "used"})
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: Policy([Rule()]), "Policy: rules is [Rule("),  # type: ignore[arg-type]
+        (
+            lambda: Policy({"a": 5}),  # type: ignore[dict-item]
+            "Policy: rules has 5 for 'a', expected a Rule for a metric's name, such as Rule(delta=5)",
+        ),
+        (lambda: Policy({3: Rule()}), "for 3, expected a Rule for a metric's name"),  # type: ignore[dict-item]
+        (lambda: Policy({}, Override("a", {})), "expected a list of Override"),  # type: ignore[arg-type]
+        (lambda: Policy({}, [5]), "Policy: overrides has 5, expected an Override, such as Override("),  # type: ignore[list-item]
+        (lambda: Policy({}, [Override(3, {})]), "Override: metric is 3, expected a metric's name"),  # type: ignore[arg-type]
+        (lambda: Policy({}, [Override("a", 5)]), "Override of a: changes is 5, expected a mapping"),  # type: ignore[arg-type]
+        (lambda: Policy({}, [Override("a", {}, "b")]), "Override of a: attributes is 'b', expected a mapping"),  # type: ignore[arg-type]
+        (
+            lambda: Policy({}, [Override("a", {"delat": 5})]),
+            "Override of a: 'delat' is nothing of a Rule, expected some",
+        ),
+        (lambda: Policy({}, [Override("a", {3: 5})]), "Override of a: 3 is nothing of a Rule"),  # type: ignore[dict-item]
+        (
+            lambda: Policy({}, [Override("a", {"delta": "5"})]),
+            "Override of a: Rule: delta is '5', expected a number of 0 or more",
+        ),
+        (lambda: Rule(kind="held"), "Rule: kind is 'held', expected one of hold, trend, "),  # type: ignore[arg-type]
+        (lambda: Rule(thresholds=Threshold(1)), "Rule: thresholds is Threshold("),  # type: ignore[arg-type]
+        (lambda: Rule(thresholds=(1,)), "Rule: thresholds is (1,), expected a tuple of Threshold"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_policy_that_would_fail_in_each_export_is_refused_in_words(make: Callable[[], object], expected: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(expected)):
+        make()
 
 
 def test_a_stated_measure_replaces_the_others() -> None:

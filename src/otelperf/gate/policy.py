@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Kind = Literal["hold", "trend", "histogram", "state", "heartbeat", "off"]
+_KINDS = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,12 @@ class Rule:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        if self.kind not in _KINDS:
+            raise ValueError(f"Rule: kind is {self.kind!r}, expected one of {', '.join(_KINDS)}")
+        if not (isinstance(self.thresholds, tuple) and all(isinstance(each, Threshold) for each in self.thresholds)):
+            raise ValueError(
+                f"Rule: thresholds is {self.thresholds!r}, expected a tuple of Threshold, such as (Threshold(0.9),)"
+            )
         for name in ("delta", "relative", "share", "heartbeat"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and value >= 0):
@@ -91,11 +98,10 @@ class Policy:
         overrides: Sequence[Override] = (),
         unknown: Mapping[str, Rule] = UNKNOWN,
     ) -> None:
+        _check(rules, overrides)
         self._rules = dict(rules or {})
         self._unknown = unknown
         self._overrides = tuple(overrides)
-        for override in self._overrides:
-            replace(Rule(), **override.changes)  # a key that is none must fail here, not in an export
 
     def rule(self, name: str, shape: str, attributes: Mapping[str, Any]) -> Rule:
         """Return the rule of one stream; *shape* is ``gauge``, ``sum``, ``monotonic`` or ``histogram``."""
@@ -104,6 +110,46 @@ class Policy:
             if override.fits(name, attributes):
                 rule = replace(rule, **_absolute(override.changes))
         return _fitting(rule, shape)
+
+
+def _check(rules: Any, overrides: Any) -> None:
+    """Refuse here what would else fail in each export."""
+    if rules is not None and not isinstance(rules, Mapping):
+        raise TypeError(
+            f"Policy: rules is {rules!r}, expected a mapping of metrics' names to rules, such as "
+            "{'queue.length': Rule(delta=5)}"
+        )
+    for name, rule in (rules or {}).items():
+        if not (isinstance(name, str) and isinstance(rule, Rule)):
+            raise TypeError(
+                f"Policy: rules has {rule!r} for {name!r}, expected a Rule for a metric's name, such as Rule(delta=5)"
+            )
+    if not isinstance(overrides, Sequence):
+        raise TypeError(f"Policy: overrides is {overrides!r}, expected a list of Override")
+    for override in overrides:
+        _check_override(override)
+
+
+def _check_override(override: Any) -> None:
+    if not isinstance(override, Override):
+        raise TypeError(
+            f"Policy: overrides has {override!r}, expected an Override, such as Override('system.*', {{'delta': 0.05}})"
+        )
+    metric, changes, attributes = override.metric, override.changes, override.attributes
+    if not isinstance(metric, str):
+        raise TypeError(f"Override: metric is {metric!r}, expected a metric's name, or a glob")
+    if not (attributes is None or isinstance(attributes, Mapping)):
+        raise TypeError(f"Override of {metric}: attributes is {attributes!r}, expected a mapping of names to globs")
+    if not isinstance(changes, Mapping):
+        raise TypeError(f"Override of {metric}: changes is {changes!r}, expected a mapping, such as {{'delta': 0.05}}")
+    known = [field.name for field in fields(Rule)]
+    for name in changes:
+        if name not in known:
+            raise TypeError(f"Override of {metric}: {name!r} is nothing of a Rule, expected some of {', '.join(known)}")
+    try:
+        replace(Rule(), **changes)
+    except ValueError as error:
+        raise ValueError(f"Override of {metric}: {error}") from None
 
 
 def _absolute(changes: Mapping[str, Any]) -> dict[str, Any]:

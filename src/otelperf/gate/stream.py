@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SECOND = 1_000_000_000
 _EXEMPLARS = 20  # at most, carried from held points to the next emission
 _SOON = 6  # a histogram whose quantiles are misread goes after that part of its interval
+_ABOVE = 1  # counted above a quantile, or it is but the latest odd one out: that can wait for the interval
 _RESTART = SECOND  # a start time that moves by less is the jitter of a computed boot time, not a restart
 
 
@@ -341,9 +342,9 @@ class Stream:
             return None
         delta, relative = self._in_force(terms)
         if self._spread is not None and isinstance(point, HistogramDataPoint):
-            window = terms.watch.rate_window
-            if (relative or age >= terms.histogram_interval) and self._spread.misread(
-                time, point.bucket_counts, window, relative
+            above = _ABOVE if age < terms.histogram_interval else 0
+            if (relative or not above) and self._spread.misread(
+                time, point.bucket_counts, terms.watch.rate_window, relative, above
             ):
                 return "quantile"
         if age < terms.histogram_interval or self._trend is None:
