@@ -1,8 +1,8 @@
 """What reading a server costs the agent, and what it costs the server: ``python -m benchmarks.scrape``.
 
 The agent: by the length of the page, beside prometheus_client's parser. The pages are that of a real vLLM 0.32, cut or with more
-data-parallel engines until they are long enough. CPU time of this process, median of many readings: decoding, parsing and
-the map, without the network. The server: see benchmarks/throughput.py.
+data-parallel engines until they are long enough. CPU time of this process, median of many readings: all of a reading but
+the network. The server: see benchmarks/throughput.py.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import throughput
 from benchmarks.page import DOCS, Table, machine, markdown, write
+from otelperf.connection import Answer, Connection
 from otelperf.sources.engines.engine import Engine
-from otelperf.sources.engines.exposition import Families, Reader
-from otelperf.sources.engines.mapping import Mapper
-from otelperf.sources.engines.native import Chosen, Natives
+from otelperf.sources.engines.server import Server
 from otelperf.sources.engines.vllm import VLLM
 
 PAGE = Path(__file__).resolve().parent.parent / "tests" / "captures" / "vllm-0.32.0" / "busy.txt"
@@ -43,26 +42,30 @@ def page(lines: int) -> str:
     return "\n".join(found[:lines]) + "\n"
 
 
+class Answers(Connection):
+    """Answers the metrics page without the network."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__("http://127.0.0.1:1")
+        self._body = body
+
+    def request(self, method: str, path: str, *_: object, **_limits: object) -> Answer:
+        """Return the page, and of others that they are not there."""
+        return Answer(200, {}, self._body) if path == VLLM.metrics_path else Answer(404, {}, b"")
+
+
 class Reading:
-    """Reads the same page again and again, as the source does: the first time takes names and labels apart."""
+    """Reads the same page again and again, as the agent does: the first time takes names and labels apart."""
 
     def __init__(self, engine: Engine, body: bytes) -> None:
-        self._body = body
-        wanted = Chosen(engine.native, engine.wanted()) if engine.native else engine.wanted()
-        self._families = Families(wanted)
-        self._reader = Reader(wanted, self._families if engine.native else None)
-        self._mapper, self._now = Mapper(engine), _INTERVAL
-        self._natives = Natives(engine.native) if engine.native else None
-        self.wanted = self.readings = 0
+        self._server = Server("http://127.0.0.1:1", engine)
+        self._server._connection = Answers(body)  # noqa: SLF001 # all of a reading but the network
+        self._now = _INTERVAL
 
-    def __call__(self) -> None:
+    def __call__(self) -> int:
+        """Read, an interval later; return how many readings that made."""
         self._now += _INTERVAL
-        found = self._reader.read(self._body.decode("utf-8", "replace"))
-        self.wanted = sum(map(len, found.lines.values()))
-        readings = self._mapper.readings(self._now, found.lines, None, [])
-        if self._natives:
-            readings += self._natives.readings(found.lines, self._families, None, [])
-        self.readings = len(readings)
+        return len(self._server.read(self._now))
 
 
 def milliseconds(*works: Callable[[], object]) -> list[float]:
@@ -81,6 +84,7 @@ def pages() -> Table:
     """Return a row for each length."""
     head = ("lines", "kB", "wanted", "readings", "first time, ms", "then, ms", "all of `vllm:*` too, ms")
     table: Table = [(*head, "prometheus_client's parser alone, ms", "then / prometheus_client")]
+    names = VLLM.wanted()
     for lines in LINES:
         text = page(lines)
         body = text.encode()
@@ -88,12 +92,14 @@ def pages() -> Table:
         began = time.process_time()
         reading()
         first = (time.process_time() - began) * 1e3
+        made = reading()  # with rates
         then, native, other = milliseconds(
             reading,
             whole,
             lambda body=body: [*text_string_to_metric_families(body.decode())],  # type: ignore[misc] # bytes
         )
-        counts = (f"{lines:,}", f"{len(body) / 1e3:,.0f}", f"{reading.wanted:,}", f"{reading.readings:,}")
+        wanted = sum(line.split("{", 1)[0].split(" ", 1)[0] in names for line in text.splitlines())
+        counts = (f"{lines:,}", f"{len(body) / 1e3:,.0f}", f"{wanted:,}", f"{made:,}")
         times = (f"{first:.2f}", f"{then:.2f}", f"{native:.2f}", f"{other:.1f}")
         table.append((*counts, *times, f"1 / {other / then:.0f}"))
     return table

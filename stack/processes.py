@@ -29,10 +29,10 @@ COLLECTOR_CONFIGS = ROOT / "collector-config"
 PROMETHEUS_CONFIGS = ROOT / "prometheus"
 NATIVE_HISTOGRAMS = "convert_histograms_to_nhcb: true"  # stands in prometheus.yaml behind a "# "
 READY_TIMEOUT_SECONDS = 60.0
-VLLM_READY_SECONDS = 600.0  # two engines on two busy cores: four minutes
+VLLM_READY_SECONDS = 900.0  # two engines on two busy cores took eight minutes
 TINY_TRITON = ROOT / "stack" / "tiny_triton.py"
 STOP_TIMEOUT_SECONDS = 10.0
-HTTP_TIMEOUT_SECONDS = 5.0
+HTTP_TIMEOUT_SECONDS = 30.0
 POLL_SECONDS = 0.05
 LOG_TAIL_LINES = 20
 # Below the range from which the system takes the local ports of outgoing connections (32768 on Linux, 49152 on

@@ -19,7 +19,7 @@ from otelperf.gate.policy import Rule
 from otelperf.prometheus_text import label_name, metric_name
 from otelperf.readings import Attributes, Buckets
 from otelperf.sources.engines.engine import Facts, Moment
-from otelperf.sources.engines.exposition import Place
+from otelperf.sources.engines.exposition import Lines, Place
 from otelperf.sources.engines.llamacpp import LLAMACPP
 from otelperf.sources.engines.mapping import Mapper
 
@@ -271,7 +271,7 @@ def llama() -> Input:
     for tick, row in enumerate(list(_rows("llama-server-1s.jsonl.gz"))[::_SERVER_INTERVAL]):
         now = Moment(round(row.pop("t") * 1e9), row)
         columns.add(tick, "otelperf.server.up", 1, {})
-        lines = {name: [(Place(name, {}), value)] for name, value in row.items()}
+        lines = Lines({name: [(Place(name, {}), value)] for name, value in row.items()})
         for reading in (*mapper.readings(now.time, lines, None, []), *LLAMACPP.derive(before, now, facts)):
             columns.add(tick, reading.name, reading.value, reading.attributes)
         before = now

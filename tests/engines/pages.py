@@ -104,7 +104,7 @@ def recognised(pages: Pages) -> str | None:
         connection = Connection(loopback.url)
 
         def get(path: str) -> Answer:
-            return connection.request("GET", path, headers={}, timeout=2.0, limit=2**20)
+            return connection.request("GET", path, headers={}, timeout=60, limit=2**20)
 
         found = recognise(get, ENGINES).engine
         connection.close()

@@ -17,7 +17,7 @@ from otelperf.errors import SourceError
 from otelperf.readings import Buckets, Reading
 from otelperf.sources.engines import ENGINES
 from otelperf.sources.engines.engine import Engine, Moment, grown
-from otelperf.sources.engines.exposition import Place
+from otelperf.sources.engines.exposition import Lines, Place
 from otelperf.sources.engines.llamacpp import LLAMACPP
 from otelperf.sources.engines.mapping import Mapper
 from otelperf.sources.engines.server import Server
@@ -106,7 +106,7 @@ def recorded() -> list[Moment]:
 def derived(before: Moment, now: Moment) -> dict[tuple[str, str], Any]:
     facts, mapper = LLAMACPP.facts({"total_slots": 4}), Mapper(LLAMACPP)
     for moment in (before, now):
-        lines = {name: [(Place(name, {}), value)] for name, value in moment.values.items()}
+        lines = Lines({name: [(Place(name, {}), value)] for name, value in moment.values.items()})
         mapped = mapper.readings(moment.time, lines, None, [])
     readings = [*mapped, *LLAMACPP.derive(before, now, facts)]
     return {(r.name, str(r.attributes.get("gen_ai.token.type", ""))): r.value for r in readings}

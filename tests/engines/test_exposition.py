@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from otelperf.sources.engines.exposition import Found, Reader
+from otelperf.readings import Buckets
+from otelperf.sources.engines.exposition import Found, Lines, Reader
 from otelperf.sources.engines.native import Chosen
 
 CAPTURES = Path(__file__).resolve().parent.parent / "captures"
@@ -41,7 +42,7 @@ class Page(NamedTuple):
 
 def parse(text: str, wanted: set[str]) -> Page:
     """Read one page alone."""
-    found = Reader(wanted).read(text)
+    found = Reader(wanted).read(text.encode("utf-8", "replace"))
     samples = [Sample(place.name, place.labels, value) for lines in found.lines.values() for place, value in lines]
     return Page(samples, found.malformed, found.first_malformed)
 
@@ -214,7 +215,7 @@ def values(page: Found) -> dict[str, list[float]]:
 
 def test_a_page_like_the_last_is_read_by_its_layout_and_lines_are_the_same_objects() -> None:
     reader = Reader(WANTED)
-    first, second = (reader.read(f'y 1\nx{{a="b"}} {value}\n# x 7\nx{{a="c"}} 2\n') for value in (5, 6))
+    first, second = (reader.read(f'y 1\nx{{a="b"}} {value}\n# x 7\nx{{a="c"}} 2\n'.encode()) for value in (5, 6))
     assert [{"x": [5.0, 2.0]}, {"x": [6.0, 2.0]}] == [values(first), values(second)]
     assert [place for place, _ in first.lines["x"]] == [place for place, _ in second.lines["x"]]
 
@@ -236,32 +237,84 @@ def test_a_page_like_the_last_is_read_by_its_layout_and_lines_are_the_same_objec
 )
 def test_a_page_unlike_the_last_is_read_anew(page: str, expected: dict[str, list[float]]) -> None:
     reader = Reader(WANTED)
-    reader.read("y 1\nx 1\n")
-    assert expected == values(reader.read(page))
+    reader.read(b"y 1\nx 1\n")
+    assert expected == values(reader.read(page.encode()))
 
 
 def test_a_line_with_a_time_is_never_read_by_its_end() -> None:
     reader = Reader(WANTED)
-    assert [{"x": [5.0]}] * 3 == [values(reader.read(f"x 5 {time}\n")) for time in (170, 171, 172)]
+    assert [{"x": [5.0]}] * 3 == [values(reader.read(f"x 5 {time}\n".encode())) for time in (170, 171, 172)]
 
 
 def test_a_page_of_wanted_lines_without_end_is_not_remembered() -> None:
     page = "".join(f'x{{a="{number}"}} {number}\n' for number in range(30_000))
-    reader = Reader(WANTED)
+    reader = Reader(WANTED, most=30_000)
     gc.collect()
     tracemalloc.start()
     try:
-        assert [len(reader.read(page).lines["x"]) for _ in range(2)] == [30_000] * 2
+        assert [len(reader.read(page.encode()).lines["x"]) for _ in range(2)] == [30_000] * 2
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert kept < 10 * 2**20
 
 
+def test_no_more_wanted_lines_are_taken_than_allowed_and_that_is_said() -> None:
+    reader = Reader(WANTED, most=2)
+    pages = [b"x 1\ny 1\nx 2\n", b"x 1\nx 2\nx 3\nx 4\n", b"x 3\ny 1\nx 4\n"]
+    found = [reader.read(page) for page in pages]
+    assert [values(page) for page in found] == [{"x": [1.0, 2.0]}, {"x": [1.0, 2.0]}, {"x": [3.0, 4.0]}]
+    assert [page.cut for page in found] == [False, True, False]
+
+
+@pytest.mark.parametrize("padding", ["y é 1\n" * 30_000, "# " + "y" * 2**21 + "\n", "\n" * 30_000])
+def test_a_large_page_is_read_piece_by_piece_as_a_small_one_is(padding: str) -> None:
+    page = "".join(f'x{{a="é{number}"}} {number}\n' for number in range(1_000))
+    texts = (page, padding + page, page + padding, page + padding + page)
+    small, *large = (Reader(WANTED).read(text.encode()) for text in texts)
+    once = values(small)["x"]
+    assert [values(found)["x"] for found in large] == [once, once, once + once]
+    labels = [place.labels for place, _ in small.lines["x"]]
+    assert [[place.labels for place, _ in found.lines["x"]] for found in large] == [labels, labels, labels + labels]
+
+
+@pytest.mark.parametrize("line", ["ab\n", "\n", "\N{GRINNING FACE}\n", "y 1\n"])
+def test_a_page_of_short_lines_is_never_all_there_as_lines(line: str) -> None:
+    body = (line * 2**20)[: 2**22 // len(line.encode())].encode()
+    reader = Reader(WANTED)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        assert reader.read(body) == Found(Lines())
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 6 * 2**20
+
+
+def test_a_histogram_is_made_once_of_its_lines_and_its_place_is_the_same_on_each_page() -> None:
+    page = b"""
+h_bucket{a="1",le="0.5"} 1
+h_bucket{a="1",le="+Inf"} 3
+h_bucket{a="2",le="+Inf"} 4
+h_bucket{a="3",le="+Inf"} 5
+h_bucket{a="4",le="0.5"} 5
+h_sum{a="1"} 2.5
+h_sum{a="2"} 7
+h_sum{a="4"} 7
+"""
+    reader = Reader({"h_bucket", "h_sum"})
+    first, second = (reader.read(page).lines for _ in range(2))
+    expected = [({"a": "1"}, Buckets(3, 2.5, (0.5,), (1, 2))), ({"a": "2"}, Buckets(4, 7.0, (), (4,)))]
+    assert [(place.labels, buckets) for place, buckets in first.histograms("h")] == expected
+    assert first.histograms("h") is first.histograms("h")
+    assert first.histograms("h") == second.histograms("h")  # places are equal only if they are the same
+
+
 def test_a_wanted_line_in_place_of_another_is_seen_within_a_dozen_pages() -> None:
     reader = Reader(WANTED)
-    reader.read("x 1\ny 1\n")
-    seen = ["ns:x_total" in reader.read("x 1\nns:x_total 1\n").lines for _ in range(12)]
+    reader.read(b"x 1\ny 1\n")
+    seen = ["ns:x_total" in reader.read(b"x 1\nns:x_total 1\n").lines for _ in range(12)]
     assert seen[-1]
 
 
@@ -273,10 +326,10 @@ def test_one_page_after_the_other_is_as_each_alone(pages: list[list[str]]) -> No
     reader = Reader(WANTED)
     for number, lines in enumerate(pages):
         page = "\n".join([*lines, *[""] * (10 * number)])
-        assert values(Reader(WANTED).read(page)) == values(reader.read(page))
+        assert values(Reader(WANTED).read(page.encode())) == values(reader.read(page.encode()))
 
 
 def test_an_empty_line_is_none_whatever_is_wanted() -> None:
     reader = Reader(Chosen(["*"]))
-    found = reader.read("a 1\n\n  \n# HELP a\n")
+    found = reader.read(b"a 1\n\n  \n# HELP a\n")
     assert (list(found.lines), found.malformed) == (["a"], 0)

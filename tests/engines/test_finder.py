@@ -95,6 +95,16 @@ def test_what_refuses_is_down_and_recognised_once_it_is_there() -> None:
     server.close()
 
 
+def test_one_that_loads_is_told_as_that() -> None:
+    loading = message("", "503 Service Unavailable")
+    with Loopback(saying({"/metrics": loading, "/v1/models": loading})) as loopback:
+        server = auto(loopback)
+        with pytest.raises(SourceFlawed) as failed:
+            server.read(START)
+        assert str(failed.value) == f"{loopback.url} answers HTTP 503, as a server does while it loads"
+        server.close()
+
+
 def test_another_server_in_its_place_is_recognised_anew() -> None:
     answers: dict[str, bytes | str] = {"/metrics": VLLM_PAGE}
     with Loopback(saying(answers)) as loopback:

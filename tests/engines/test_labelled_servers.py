@@ -52,7 +52,7 @@ class Pages:
         return {tuple(map(str, r.attributes.values())): r.value for r in self.readings("\n".join(lines))}
 
     def readings(self, page: str) -> list[Reading]:
-        found = self._reader.read(page)
+        found = self._reader.read(page.encode())
         return self._mapper.readings(self._now, found.lines, None, self.troubles)
 
 

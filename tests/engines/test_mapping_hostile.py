@@ -53,7 +53,7 @@ def sendable(server: Server, page: str, second: int) -> None:
     """Read *page*, without the network, and encode what it gives."""
     engine = server.engine
     assert engine
-    found = server._reader.read(page)
+    found = server._reader.read(page.encode())
     readings = server._mapper.readings(START + second * SECOND, found.lines, None, [])
     batch = Batch("s", "e", START + second * SECOND, tuple(readings))
     encode_metrics(Points({"e": Resource({})}, "0").of(Snapshot(batch.time, (batch,), ())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,6 +13,9 @@ from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metr
 from opentelemetry.sdk.resources import Resource
 from prometheus_client.parser import text_string_to_metric_families
 
+from otelperf import config
+from otelperf.agent import Agent
+from otelperf.doctor.servers import check_servers
 from otelperf.errors import SourceError
 from otelperf.points import Points
 from otelperf.prometheus_text import render
@@ -21,9 +25,10 @@ from otelperf.sources.engines.exposition import Families, Reader
 from otelperf.sources.engines.mapping import STREAMS
 from otelperf.sources.engines.native import Chosen, Natives
 from otelperf.sources.engines.ollama import OLLAMA
+from otelperf.sources.engines.server import Server
 from otelperf.sources.engines.tgi import TGI
 from otelperf.sources.engines.vllm import VLLM
-from tests.engines.loopback import message, saying
+from tests.engines.loopback import Loopback, message, saying
 from tests.engines.pages import SECOND, START, names, page, read, reading
 
 BUSY = page("vllm-0.32.0/busy.txt")
@@ -42,7 +47,7 @@ class Pages:
         self.troubles: list[str] = []
 
     def read(self, text: str, start: int | None = None) -> list[Reading]:
-        return self.natives.readings(self.reader.read(text).lines, self.families, start, self.troubles)
+        return self.natives.readings(self.reader.read(text.encode()).lines, self.families, start, self.troubles)
 
 
 def read_once(text: str, *globs: str) -> list[Reading]:
@@ -278,3 +283,103 @@ def test_up_is_said_by_the_name_that_a_scrape_gives_it_where_it_is_named_itself(
 def test_names_that_prometheus_or_otelperf_make_are_left_out() -> None:
     text = 'up 0\ntarget_info{a="b"} 1\notel_scope_info 1\notelperf_server_up 7\nmine 1\n'
     assert names(read_once(text, "*")) == {"mine"}
+
+
+# -- globs that fit nothing
+
+MINUTE = 60 * SECOND
+
+
+def told(server: Server, *minutes: float) -> list[str]:
+    """Read at these minutes; return what was to be told of globs by then."""
+    for minute in minutes:
+        read(server, START + int(minute * MINUTE))
+    found, server.unfit = list(server.unfit), deque()
+    return found
+
+
+GLOBS = (
+    "vllm:num_requests_runing",
+    "vllm:num_requests_*",
+    "http_requests_total",
+    "up",
+    "target_info",
+    "vllm:*_created",
+)
+
+
+def test_a_glob_that_fits_nothing_is_told_once_when_the_server_has_been_ready_for_long() -> None:
+    pages = {**PAGES, "/metrics": BUSY + "target_info 1\n"}
+    with reading(replace(VLLM, native=GLOBS), pages) as (server, _):
+        assert told(server, 0, 1, 4.9) == []
+        assert told(server, 5) == ["vllm:num_requests_runing", "target_info", "vllm:*_created"]
+        assert told(server, 6, 60) == []
+        assert set(server.fits.missing) == {"vllm:num_requests_runing", "target_info", "vllm:*_created"}
+
+
+def test_a_series_that_comes_late_is_not_missed() -> None:
+    pages = dict(PAGES)
+    with reading(unmapped(replace(VLLM, native=("vllm:late_*",))), pages) as (server, _):
+        assert told(server, 0, 4) == []
+        pages["/metrics"] = f"{BUSY}vllm:late_total 1\n"
+        assert told(server, 4.5) == []
+        pages["/metrics"] = BUSY
+        assert told(server, 5, 20) == []
+
+
+def test_time_in_which_a_server_is_not_ready_does_not_count() -> None:
+    pages: dict[str, bytes | str] = {"/metrics": message("loads", "503 Service Unavailable")}
+    with reading(replace(VLLM, native=("vllm:x",)), pages) as (server, _):
+        assert told(server, 0, 6) == []
+        pages.update(PAGES)
+        assert told(server, 7, 11.9) == []
+        assert told(server, 12) == ["vllm:x"]
+
+
+def test_after_a_restart_globs_are_looked_at_anew_and_what_was_told_is_not_told_again() -> None:
+    """The new version may lack a series that the old one had."""
+    late, down = f"{BUSY}vllm:late_total 1\n", message("loads", "503 Service Unavailable")
+    pages = {**PAGES, "/metrics": late}
+    with reading(replace(VLLM, native=("vllm:late_total", "vllm:x")), pages) as (server, _):
+        assert told(server, 0, 5) == ["vllm:x"]
+        pages["/metrics"] = down
+        assert told(server, 6) == []
+        pages["/metrics"] = BUSY
+        assert told(server, 7, 11) == []
+        assert told(server, 12, 20) == ["vllm:late_total"]
+
+
+def test_the_agent_tells_of_a_glob_once_unless_another_of_its_servers_has_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    now = START
+    with Loopback(saying(PAGES)) as vllm, Loopback(saying({"/metrics": page("tgi-3.3/busy.txt")})) as tgi:
+        values = {
+            "metrics.exporter": "none",
+            "endpoint.enabled": "false",
+            "host.enabled": "false",
+            "server.url": f"{vllm.url},{tgi.url}",
+            "server.passthrough": "vllm:*,tgi_*,vllm:num_requests_runing",
+        }
+        agent = Agent(config.load(values, {}, None), environ={}, clock=lambda: now, threads=False)
+        for _ in range(70):
+            agent.tick()
+            now += 10 * SECOND
+        agent.close()
+    lines = [record.getMessage() for record in caplog.records if "passthrough" in record.getMessage()]
+    where = f'url={vllm.url} see="the names on {vllm.url}/metrics"'
+    assert lines == [f"passthrough fits nothing glob=vllm:num_requests_runing {where}"]
+
+
+def test_the_doctor_says_which_globs_are_on_no_servers_page() -> None:
+    with (
+        Loopback(saying(PAGES)) as vllm,
+        Loopback(saying({"/metrics": page("tgi-3.3/busy.txt"), "/info": page("tgi-3.3/info.json")})) as tgi,
+    ):
+        urls = {"server.url": f"{vllm.url},{tgi.url}", "server.process": "false"}
+        finding = check_servers(config.load({**urls, "server.passthrough": "vllm:*,tgi_*,up,vllm:x"}, {}, None))
+        assert finding.status == "warning"
+        where = f"{vllm.url}/metrics and {tgi.url}/metrics"
+        assert f"vllm:x of server.passthrough fits nothing on {where}" in finding.seen
+        assert f"compare server.passthrough with the names on {where}" in finding.cure
+        assert "tgi_*" not in finding.seen
+        assert check_servers(config.load({**urls, "server.passthrough": "vllm:*,tgi_*,up"}, {}, None)).status == "ok"

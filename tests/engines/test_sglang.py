@@ -40,12 +40,7 @@ TWO, TWO_LOADS = page("sglang-0.5.23-dp2/busy.txt"), page("sglang-0.5.23-dp2/v1-
 OFF = page("sglang-0.5.23-metrics-off/v1-loads.json")
 LIVE = "sglang:realtime_tokens_total"
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-
-
-@pytest.fixture
-def pages() -> Pages:
-    """Return what a healthy server answers, to be changed."""
-    return {"/metrics": BUSY, "/v1/models": MODELS, "/v1/loads": LOADS}
+HEALTHY: Pages = {"/metrics": BUSY, "/v1/models": MODELS, "/v1/loads": LOADS}
 
 
 def load(**changed: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,8 +29,9 @@ def speed(running: float) -> float:
 class Ranks:
     """Data-parallel engines under load; *slow* are shares of the usual speed by rank."""
 
-    def __init__(self, ranks: int, slow: dict[int, float] | None = None) -> None:
+    def __init__(self, ranks: int, slow: dict[int, float] | None = None, every: int = EVERY) -> None:
         self.slow = slow or {}
+        self.every = every
         self.loads = {name(rank): Load(0, 0, 0, 0) for rank in range(ranks)}
         self.straggling = Straggling()
         self.now = START
@@ -38,10 +40,10 @@ class Ranks:
     def step(
         self, running: Callable[[int], float], noise: Callable[[], float], waiting: Callable[[int], float]
     ) -> None:
-        self.now += EVERY * SECOND
+        self.now += self.every * SECOND
         for rank in range(len(self.loads)):
             load, work = self.loads[name(rank)], running(rank)
-            made = EVERY * work * speed(work) * self.slow.get(rank, 1.0) * noise()
+            made = self.every * work * speed(work) * self.slow.get(rank, 1.0) * noise()
             self.loads[name(rank)] = Load(work, waiting(rank), load.read + 4 * made, load.made + made)
         verdicts = self.straggling.judge(self.now, self.loads)
         self.seen.append({rank for rank in range(len(self.loads)) if verdicts[name(rank)]})
@@ -54,7 +56,7 @@ class Ranks:
         waiting: Callable[[int], float] = lambda _: 0,
     ) -> set[int]:
         """Return who straggles at the end."""
-        for _ in range(seconds // EVERY):
+        for _ in range(seconds // self.every):
             self.step(running, noise, waiting)
         return self.seen[-1]
 
@@ -134,8 +136,17 @@ def test_a_window_begins_anew_after_a_long_silence() -> None:
     ranks = Ranks(4, {2: 0.33})
     for _ in range(60):
         ranks.run(10)
-        ranks.now += 20 * SECOND
+        ranks.now += 80 * SECOND
     assert not any(ranks.seen)
+
+
+@pytest.mark.parametrize("every", [10, 20, 60])
+def test_a_server_that_is_read_less_often_is_judged_by_longer_windows(every: int) -> None:
+    ranks = Ranks(2, {1: 0.33}, every=every)
+    assert ranks.run(13 * every) == {1}
+    assert not any(ranks.seen[:12])
+    ranks.slow = {}
+    assert ranks.run(8 * every) == set()
 
 
 def test_a_reading_that_is_missing_is_made_up_for_by_the_counters() -> None:

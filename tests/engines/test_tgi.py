@@ -29,12 +29,7 @@ from tests.engines.pages import (
 )
 
 BUSY, LATER, INFO = page("tgi-3.3/busy.txt"), page("tgi-3.3/later.txt"), page("tgi-3.3/info.json")
-
-
-@pytest.fixture
-def pages() -> Pages:
-    """Return what a healthy server answers, to be changed."""
-    return {"/metrics": BUSY, "/info": INFO}
+HEALTHY: Pages = {"/metrics": BUSY, "/info": INFO}
 
 
 def test_tokens_are_the_sums_of_two_histograms(pages: Pages) -> None:

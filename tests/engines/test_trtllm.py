@@ -34,12 +34,7 @@ PATH = "/prometheus/metrics"
 BUSY, LATER = page("trtllm-050f80d/busy.txt"), page("trtllm-050f80d/later.txt")
 IDLE, OLD, MODELS = page("trtllm-050f80d/idle.txt"), page("trtllm-1.1/busy.txt"), page("trtllm-1.1/v1-models.json")
 HIT_RATIO = "otelperf.server.prefix_cache.hit_ratio"
-
-
-@pytest.fixture
-def pages() -> Pages:
-    """Return what a healthy server answers, to be changed."""
-    return {PATH: BUSY, "/v1/models": MODELS}
+HEALTHY: Pages = {PATH: BUSY, "/v1/models": MODELS}
 
 
 def test_tokens_are_those_of_ended_requests(pages: Pages) -> None:

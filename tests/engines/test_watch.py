@@ -18,7 +18,7 @@ from otelperf.errors import SourceError
 from otelperf.readings import Reading
 from otelperf.sources.engines import ENGINES
 from otelperf.sources.engines.engine import ACTIVE, MODEL, OUTPUT, RUNNING, TOKENS, WAITING, Engine
-from otelperf.sources.engines.exposition import Place
+from otelperf.sources.engines.exposition import Lines, Place
 from otelperf.sources.engines.finder import Finder
 from otelperf.sources.engines.llamacpp import LLAMACPP
 from otelperf.sources.engines.own_maps import engine_of
@@ -414,8 +414,8 @@ def test_every_row_of_the_catalogue_is_told_and_no_other() -> None:
 # -- steps
 
 
-def lines(*samples: tuple[str, dict[str, str], float]) -> dict[str, list[tuple[Place, float]]]:
-    found: dict[str, list[tuple[Place, float]]] = {}
+def lines(*samples: tuple[str, dict[str, str], float]) -> Lines:
+    found = Lines()
     for name, labels, value in samples:
         found.setdefault(name, []).append((Place(name, labels), value))
     return found
@@ -475,7 +475,7 @@ PAGE = "llamacpp:prompt_tokens_total 5\nllamacpp:n_decode_total {}\nllamacpp:req
 @contextmanager
 def watched_server(pages: dict[str, bytes | str]) -> Iterator[tuple[Server, Loopback]]:
     with Loopback(saying(pages)) as loopback:
-        server = Server(loopback.url, LLAMACPP, timeout=0.3)
+        server = Server(loopback.url, LLAMACPP)
         server.watch = Watch(loopback.url, stuck_after=60)
         yield server, loopback
         server.close()
@@ -503,8 +503,9 @@ def test_the_source_of_a_server_tells_its_watch_what_it_saw() -> None:
         pages["/metrics"] = message("<html>", "500 Internal Server Error")
         assert state_of(server, START + 85 * SECOND) == "error"
         healthy, loopback.answer = loopback.answer, lambda *_: bool(loopback.closing.wait(20))
+        patient, server._timeout = server._timeout, 0.3
         assert state_of(server, START + 90 * SECOND) == "unresponsive"
-        loopback.answer = healthy
+        loopback.answer, server._timeout = healthy, patient
     with suppress(SourceError):
         server.read(START + 95 * SECOND)
     assert state_of(server, START + 100 * SECOND) == "down"

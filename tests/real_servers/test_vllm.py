@@ -12,15 +12,14 @@ import threading
 import time
 import urllib.request
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
 from benchmarks import traffic
 from otelperf import catalog
 from stack import processes
-from stack.processes import Process, query, series_samples, wait_until
+from stack.processes import Process, series_samples, wait_until
 from tests.real_servers.conftest import Answers, StartAgent
 
 pytestmark = pytest.mark.real_servers("vllm")
@@ -186,33 +185,3 @@ def test_killed_it_is_down_and_while_it_loads_and_then_counts_anew(
 def values(answers: Answers, selector: str, first: float, last: float) -> set[float]:
     found = series_samples(answers.url, selector)
     return {value for _, samples in found for when, value in samples if first < when < last}
-
-
-def test_two_data_parallel_engines_are_told_apart_and_add_up(
-    tmp_path: Path, start_agent: StartAgent, answers: Answers, vllm: Process
-) -> None:
-    vllm.stop()  # two more engines beside it would want 12 GB
-    with processes.vllm(tmp_path / "vllm", engines=2) as server:
-        watch(start_agent, server)
-        answers.become("otelperf_server_up", 1)
-        client = traffic.Client(server.url)
-        traffic.play(client, traffic.trace(BEGIN, END, speed=SPEED))
-        counts = client.counts
-        answers.become('sum(otelperf_server_tokens_total{gen_ai_token_type="output"})', counts.output_tokens)
-        answers.become('sum(otelperf_server_tokens_total{gen_ai_token_type="input"})', counts.prompt_tokens)
-        answers.become("sum(otelperf_server_requests_total)", counts.finished)
-        of_each = answers.by("otelperf_server_engine_index", 'otelperf_server_tokens_total{gen_ai_token_type="output"}')
-        assert {"0", "1"} == set(of_each)
-        assert min(of_each.values()) > 0.2 * counts.output_tokens
-        assert of_each == own_page(server, "vllm:generation_tokens_total")
-        workers = answers.by("otelperf_worker_id", 'otelperf_worker_state{otelperf_worker_state="idle"}')
-        assert {"0": 1, "1": 1} == workers
-        assert len(query(answers.url, "otelperf_server_kv_cache_utilization_ratio")) == 2
-
-
-def own_page(server: Process, series: str) -> dict[str, float]:
-    """Return a series of the server's own page by its engine."""
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
-        lines: Sequence[str] = response.read().decode().splitlines()
-    found = (re.match(rf'{re.escape(series)}\{{engine="(\d+)".*\}} (\S+)$', line) for line in lines)
-    return {match[1]: float(match[2]) for match in found if match}

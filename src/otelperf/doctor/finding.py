@@ -28,7 +28,7 @@ def as_lines(findings: Sequence[Finding]) -> list[str]:
     indent = " " * 30
     lines: list[str] = []
     for each in findings:
-        head = f"{each.status:<8} {each.name.replace('_', ' '):<20} "
+        head = f"{each.status:<8} {each.name:<20} "
         lines += wrap(
             head + each.seen, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
         )

@@ -146,13 +146,15 @@ class Moment:
 class JsonPage:
     """A JSON page that is read with every scrape; *readings* turns its content into readings.
 
-    With *instead*, only where the metrics page had nothing. A status in *quiet* is no trouble: the page is optional.
+    With *instead*, only where the metrics page had nothing. A status in *quiet* is no trouble: the page is optional. *off* maps
+    a status that says that the page is switched off to the cure.
     """
 
     path: str
     readings: Callable[[Any, Facts], list[Reading]]
     instead: bool = False
     quiet: tuple[int, ...] = ()
+    off: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

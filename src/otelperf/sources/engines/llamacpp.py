@@ -151,7 +151,7 @@ LLAMACPP = Engine(
         404: "start llama-server with --metrics (a router also wants ?model=)",
         501: "start llama-server with --metrics",
     },
-    pages=(JsonPage("/slots", slots),),
+    pages=(JsonPage("/slots", slots, off={501: "start llama-server with --slots"}),),
     facts_path="/props",
     facts=facts,
     derive=derive,

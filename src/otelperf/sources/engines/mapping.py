@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import isfinite
+from dataclasses import replace
+from math import inf, isfinite
+from operator import lt
 from typing import Any, assert_never
 
 from otelperf.readings import Attributes, Buckets, Reading
@@ -22,11 +24,10 @@ from otelperf.sources.engines.engine import (
     names_of,
     whole,
 )
-from otelperf.sources.engines.exposition import Lines, Place, as_buckets
+from otelperf.sources.engines.exposition import LONGEST, Lines, Place
 
 _SECOND = 1e9
 STREAMS = 256  # streams of one item at most: labels whose values users choose must not become series without end
-LONGEST = 200  # characters of a label's value
 _REMEMBERED = 10_000  # attribute sets
 _COUNTABLE = 2**53
 
@@ -39,7 +40,6 @@ class Mapper:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._attributes: dict[tuple[Any, ...], Attributes] = {}
-        self._cells: dict[tuple[int, int], Cell] = {}  # by item and the hash of the labels, which may be long
         self._before: dict[int, _Amounts] = {}  # by the identity of an Of
         self._time = 0
 
@@ -108,10 +108,7 @@ class Mapper:
         of: dict[int, int] = {}  # attribute sets are the same object each time
         lines = page.lines(take.series)
         for place, read in lines:
-            try:
-                attributes = place.memo[id(take)]  # the map outlives the line
-            except KeyError:
-                attributes = place.memo[id(take)] = self._place(take, place.labels)
+            attributes = self._wanted(take, place)
             if attributes is None:
                 continue
             value = _number_in(place, take.number) if take.number else read
@@ -129,45 +126,17 @@ class Mapper:
         return found
 
     def _histograms(self, take: Take, page: _Page, start: int | None) -> list[Reading]:
-        series = page.chosen(take.series, "_bucket")
-        cells: list[Cell] = []
-        take_id = id(take)
-        for part in ("_bucket", "_sum"):
-            for place, value in page.lines(series + part):
-                known = place.memo.get(take_id)
-                if known is None:
-                    known = place.memo[take_id] = self._cell(take, place, part)
-                cell, bound = known
-                if cell is not None:
-                    if not cell.values:
-                        cells.append(cell)
-                    cell.values[bound] = value
         found: dict[int, Reading] = {}
-        for cell in cells:
-            total = cell.values.pop(None, None)
-            buckets = as_buckets(cell.values, None if total is None else total * take.scale)  # type: ignore[arg-type] # no None is left
-            cell.values.clear()
-            if buckets is None:
+        for place, told in page.histograms(take.series):
+            attributes = self._wanted(take, place)
+            buckets = told if take.scale == 1.0 else _scaled(told, take.scale)
+            if attributes is None or buckets is None:
                 continue
-            whose = id(cell.attributes)
-            reading = found.setdefault(whose, Reading(take.metric, buckets, cell.attributes, start))
+            whose = id(attributes)
+            reading = found.setdefault(whose, Reading(take.metric, buckets, attributes, start))
             if take.combine == "sum" and reading.value is not buckets:
                 found[whose] = reading._replace(value=_together(reading.value, buckets))
         return list(found.values())
-
-    def _cell(self, take: Take, place: Place, part: str) -> tuple[Cell | None, float | None]:
-        """Return where a histogram's line is put, and its upper bound, None for its sum."""
-        bound = upper_bound(place.labels.get("le", "")) * take.scale if part == "_bucket" else None
-        attributes = self._place(take, place.labels)
-        if attributes is None or bound != bound:  # NaN is no bound
-            return None, None
-        key = (id(take), hash(frozenset(item for item in place.labels.items() if item[0] != "le")))
-        cell = self._cells.get(key)
-        if cell is None:
-            if len(self._cells) > _REMEMBERED:
-                self._cells.clear()
-            cell = self._cells[key] = Cell(attributes)
-        return cell, bound
 
     def _states(self, item: States, page: _Page) -> list[Reading]:
         asleep = page.amounts(item.sleeping) if item.sleeping else {}
@@ -187,11 +156,15 @@ class Mapper:
             ]
         return found
 
-    def _place(self, take: Take, labels: Mapping[str, str]) -> Attributes | None:
+    def _wanted(self, take: Take, place: Place) -> Attributes | None:
         """Return the attributes of a line's readings, None where the item does not want it."""
-        if not _fits(take.only, labels):
-            return None
-        return self._attributes_of(take.attributes, _named(labels, {**self._engine.labels, **take.labels}))
+        try:
+            return place.memo[id(take)]  # type: ignore[no-any-return] # as below; the map outlives the line
+        except KeyError:
+            names, fits = {**self._engine.labels, **take.labels}, _fits(take.only, place.labels)
+            found = self._attributes_of(take.attributes, _named(place.labels, names)) if fits else None
+            place.memo[id(take)] = found
+            return found
 
     def _attributes_of(self, fixed: Attributes, more: tuple[tuple[str, str], ...]) -> Attributes:
         """Return the same mapping for the same attributes each time: that makes the gate cheap."""
@@ -204,16 +177,6 @@ class Mapper:
                 self._attributes.clear()
             found = self._attributes[key] = {**fixed, **dict(more)}
         return found
-
-
-class Cell:
-    """The lines of one histogram, by upper bound; the sum is under None."""
-
-    __slots__ = ("attributes", "values")
-
-    def __init__(self, attributes: Attributes) -> None:
-        self.attributes = attributes
-        self.values: dict[float | None, float] = {}
 
 
 class _Page:
@@ -231,6 +194,9 @@ class _Page:
 
     def lines(self, names: Names) -> list[tuple[Place, float]]:
         return self._lines.get(self.chosen(names), [])
+
+    def histograms(self, names: Names) -> list[tuple[Place, Buckets]]:
+        return self._lines.histograms(self.chosen(names, "_bucket"))
 
     def amounts(self, of: Of) -> _Amounts:
         """Add up what fits, by what the engine's labels become."""
@@ -279,17 +245,16 @@ def _together(one: Any, other: Buckets) -> Buckets:
     return Buckets(one.count + other.count, one.sum + other.sum, one.bounds, counts)
 
 
+def _scaled(told: Buckets, scale: float) -> Buckets | None:
+    """Return the histogram in another unit; None where its bounds no longer rise there."""
+    bounds = tuple(bound * scale for bound in told.bounds)
+    rise = all(map(lt, bounds, (*bounds[1:], inf)))
+    return replace(told, sum=told.sum * scale, bounds=bounds) if rise else None
+
+
 def _number_in(place: Place, label: str) -> float | None:
     try:
         value = float(place.labels.get(label, ""))
     except ValueError:
         return None
     return value if isfinite(value) else None
-
-
-def upper_bound(text: str) -> float:
-    """Read a bucket's label ``le``; NaN is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")

@@ -7,15 +7,17 @@ none is a gauge, a histogram is whole, of a summary the sum and the count are co
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 from fnmatch import translate
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from otelperf.readings import Attributes, Native, Reading
 from otelperf.sources.engines.engine import whole
-from otelperf.sources.engines.exposition import Families, Lines, Place, as_buckets
-from otelperf.sources.engines.mapping import LONGEST, STREAMS, Cell, upper_bound
+from otelperf.sources.engines.exposition import LONGEST, Families, Lines, Place
+from otelperf.sources.engines.mapping import STREAMS
+
+T = TypeVar("T")
 
 _PARTS = ("_bucket", "_sum", "_count")
 _REMEMBERED = 10_000  # names
@@ -23,6 +25,8 @@ _REMEMBERED = 10_000  # names
 _TAKEN = frozenset({"up", "target_info", "otel_scope_info", "ALERTS", "ALERTS_FOR_STATE"})
 _OURS = "otelperf_"
 _LONGEST_NAME = 500  # characters
+_PATIENCE = 300_000_000_000  # ns: some series are there only from the first request on
+SCRAPED = "up"  # on no page: the server's source says it
 
 
 class Chosen:
@@ -55,6 +59,47 @@ class Chosen:
         return bool(self._match(name) or self._match(name.removesuffix(_part(name))))
 
 
+class Fits:
+    """Which of *globs* fit something that a server's pages have. One that fits nothing is most likely misspelt."""
+
+    def __init__(self, globs: Sequence[str]) -> None:
+        self._missing = self._all = {glob: Chosen((glob,)) for glob in globs if glob != SCRAPED}
+        self._since = 0
+        self._told: set[str] = set()
+
+    @property
+    def looked(self) -> bool:
+        """Whether the server has been ready since its start."""
+        return self._since > 0
+
+    @property
+    def missing(self) -> Collection[str]:
+        """Those that have fitted nothing since the server's start."""
+        return self._missing.keys()
+
+    def look(self, now: int, readings: Sequence[Reading]) -> list[str]:
+        """Return which fitted nothing for as long as series may take to appear, each once; *now* is Unix ns.
+
+        *readings* are what the server gave when it was ready.
+        """
+        self._since = self._since or now
+        if not self._missing:
+            return []
+        names = {reading.name for reading in readings if reading.native}
+        self._missing = {
+            glob: chosen for glob, chosen in self._missing.items() if not any(name in chosen for name in names)
+        }
+        if now - self._since < _PATIENCE:
+            return []
+        late = [glob for glob in self._missing if glob not in self._told]
+        self._told.update(late)
+        return late
+
+    def forget(self) -> None:
+        """Begin anew: the server has restarted, perhaps as another version. What was told is not told again."""
+        self._missing, self._since = self._all, 0
+
+
 class _Role(NamedTuple):
     """What the lines of one name are: *part* is that of a histogram which they are, ``""`` for a series of its own."""
 
@@ -70,7 +115,6 @@ class Natives:
         self._chosen = Chosen(globs)
         self._roles: dict[str, _Role | None] = {}
         self._changes = 0
-        self._cells: dict[tuple[str, int], Cell] = {}  # by the hash of its labels, which may be long
         self._told: set[str] = set()
 
     def readings(self, lines: Lines, families: Families, start: int | None, troubles: list[str]) -> list[Reading]:
@@ -78,7 +122,7 @@ class Natives:
         if families.changes != self._changes:  # another version may have other types
             self._roles, self._changes = {}, families.changes
         found: list[Reading] = []
-        cells: dict[int, tuple[_Role, Cell]] = {}
+        histograms: dict[str, _Role] = {}
         for series, values in lines.items():
             try:
                 role = self._roles[series]
@@ -89,12 +133,15 @@ class Natives:
             if role is None:
                 continue
             if role.part:
-                self._put(role, values, cells)
+                histograms.setdefault(role.name, role)
                 continue
             since = None if role.native.kind == "gauge" else start
             few = self._few(series, values, troubles)
             found += [Reading(series, whole(value), _attributes(place), since, role.native) for place, value in few]
-        return found + self._histograms(cells, start, troubles)
+        for name, role in histograms.items():
+            several = self._few(name, lines.histograms(name), troubles)
+            found += [Reading(name, buckets, _attributes(place), start, role.native) for place, buckets in several]
+        return found
 
     def _role(self, series: str, families: Families) -> _Role | None:
         if series not in self._chosen or series in _TAKEN or series.startswith(_OURS):
@@ -111,58 +158,12 @@ class Natives:
             return _Role(series, "", Native("gauge", meaning))
         return _Role(series, "", Native("counter" if _kept(series) else "sum", meaning))
 
-    def _few(self, series: str, values: list[tuple[Place, float]], troubles: list[str]) -> list[tuple[Place, float]]:
+    def _few(self, series: str, values: list[tuple[Place, T]], troubles: list[str]) -> list[tuple[Place, T]]:
         """Leave as many streams as one series may have."""
-        if len(values) > STREAMS:
-            self._tell(series, len(values), troubles)
-            return values[:STREAMS]
-        return values
-
-    def _tell(self, series: str, count: int, troubles: list[str]) -> None:
-        if series not in self._told and len(self._told) < _REMEMBERED:
+        if len(values) > STREAMS and series not in self._told and len(self._told) < _REMEMBERED:
             self._told.add(series)
-            troubles.append(f"{count} series of {series}, {STREAMS} at most are passed through")
-
-    def _put(self, role: _Role, values: list[tuple[Place, float]], cells: dict[int, tuple[_Role, Cell]]) -> None:
-        """Put each line of a histogram where it belongs."""
-        for place, value in values:
-            known = place.memo.get("native part")
-            if known is None:
-                known = place.memo["native part"] = self._cell(role, place)
-            cell, bound = known
-            if not cell.values:
-                cells[id(cell)] = (role, cell)
-            if bound == bound:  # NaN is no bound
-                cell.values[bound] = value
-
-    def _cell(self, role: _Role, place: Place) -> tuple[Cell, float | None]:
-        labels = {name: text for name, text in place.labels.items() if name != "le"}
-        key = (role.name, hash(frozenset(labels.items())))
-        cell = self._cells.get(key)
-        if cell is None:
-            if len(self._cells) > _REMEMBERED:
-                self._cells.clear()
-            cell = self._cells[key] = Cell(_kept_labels(labels))
-        return cell, upper_bound(place.labels.get("le", "")) if role.part == "_bucket" else None
-
-    def _histograms(
-        self, cells: Mapping[int, tuple[_Role, Cell]], start: int | None, troubles: list[str]
-    ) -> list[Reading]:
-        found: list[Reading] = []
-        count: dict[str, int] = {}
-        for role, cell in cells.values():
-            total = cell.values.pop(None, None)
-            buckets = as_buckets(cell.values, total)  # type: ignore[arg-type] # no None is left
-            cell.values.clear()
-            if buckets is None:
-                continue
-            count[role.name] = count.get(role.name, 0) + 1
-            if count[role.name] <= STREAMS:
-                found.append(Reading(role.name, buckets, cell.attributes, start, role.native))
-        for name, several in count.items():
-            if several > STREAMS:
-                self._tell(name, several, troubles)
-        return found
+            troubles.append(f"{len(values)} series of {series}, {STREAMS} at most are passed through")
+        return values[:STREAMS]
 
 
 def _part(series: str) -> str:
@@ -178,9 +179,7 @@ def _attributes(place: Place) -> Attributes:
     """Return the same mapping for the same line each time: that makes the gate cheap."""
     found = place.memo.get("native")
     if found is None:
-        found = place.memo["native"] = _kept_labels(place.labels)
+        found = place.memo["native"] = {
+            name: text[:LONGEST] for name, text in place.labels.items() if text and not name.startswith("__")
+        }
     return found
-
-
-def _kept_labels(labels: Mapping[str, str]) -> Attributes:
-    return {name: text[:LONGEST] for name, text in labels.items() if text and not name.startswith("__")}

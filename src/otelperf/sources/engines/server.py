@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,7 +17,7 @@ from otelperf.sources.engines.bearer import Bearer
 from otelperf.sources.engines.engine import MODEL, WORKER_STATE, Engine, Facts, JsonPage, Moment
 from otelperf.sources.engines.exposition import Families, Lines, Reader
 from otelperf.sources.engines.mapping import Mapper
-from otelperf.sources.engines.native import Chosen, Natives
+from otelperf.sources.engines.native import SCRAPED, Chosen, Fits, Natives
 from otelperf.sources.engines.recognise import recognise
 from otelperf.sources.engines.startup import Startup
 from otelperf.sources.engines.watch import Signs, Silence, Watch, counters_of, steps_of
@@ -26,14 +27,18 @@ if TYPE_CHECKING:
 
 _FACTS_EVERY = 60_000_000_000  # ns; a model can be swapped by a restart that no scrape saw
 _UP = "otelperf.server.up"
-_SCRAPED = "up"
 _SCRAPED_MEANS = Native("gauge", "1 while the server answers, else 0.")
 HEADERS = {"Accept-Encoding": "identity", "User-Agent": "otelperf"}
 _OK = 200
 UNAVAILABLE = 503
 CLOSED = (401, 403)
+_LOADING = "wait until the server has loaded (its log says how far it is); behind a proxy, see whether it runs at all"
+_STRANGER = "set server.url to the port of an inference server, or give this one a map (server.maps, docs/servers.md)"
+_NO_CURES: Mapping[int, str] = {}
 _SAMPLE = re.compile(rb"^[^#\s]", re.MULTILINE)
 _REMEMBERED = 10_000  # attribute sets
+_LINES = 25_000  # that are taken of a page: some 20 MiB for a moment if all are new
+_LINE = 160  # bytes: of a page that may be larger, as many as fit in it
 _FAR = 1e10  # s since 1970: no process starts later, and OTLP's nanoseconds end soon after
 
 
@@ -42,11 +47,12 @@ class _Visit:
     """What one reading learns of the server, besides readings. *silence* is what it is if it says nothing of its own.
 
     *marked*: the metrics page is the engine's, whatever is on it; *empty*: it has no sample; *broken*: another page did not
-    come, or not whole. *signs* are there once the metrics page has been read.
+    come, or not whole. *signs* are there once the metrics page has been read. *cures* say what to do about the troubles.
     """
 
     now: int
     troubles: list[str] = field(default_factory=list)
+    cures: list[str] = field(default_factory=list)
     silence: Silence = "error"
     marked: bool = False
     empty: bool = False
@@ -88,6 +94,8 @@ class Server:
         self.up = False  # as of the last whole read: read from other threads
         self.watch: Watch | None = None
         self.startup: Startup | None = None  # as far as whoever found it saw it
+        self.fits = Fits(())
+        self.unfit: deque[str] = deque()  # globs of passthrough to be told; taken by other threads
         self._visit = _Visit(0)  # the newest
         self._connection = Connection(self.url, tls, server_name)
         self._base = self._connection.path.rstrip("/")
@@ -104,12 +112,20 @@ class Server:
         self._facts = Facts()
         self._facts_time = 0
         self._attributes: dict[tuple[int, str], tuple[Attributes, Attributes]] = {}
+        self._streams: list[tuple[str, Attributes]] = []  # the last reading's, if no two were the same
         if engine is not None:
             wanted = Chosen(engine.native, engine.wanted()) if engine.native else engine.wanted()
             self._families = Families(wanted)
-            self._reader = Reader(wanted, self._families if engine.native else None)
+            self._most = max(_LINES, self._max_page // _LINE)
+            self._reader = Reader(wanted, self._families if engine.native else None, self._most)
             self._mapper = Mapper(engine)
             self._natives = Natives(engine.native) if engine.native else None
+            self.fits = Fits(engine.native)
+
+    @property
+    def cures(self) -> tuple[str, ...]:
+        """What to do about what the last reading met with, as far as it is known."""
+        return tuple(dict.fromkeys(self._visit.cures))
 
     def close(self) -> None:
         """Close the connection."""
@@ -148,6 +164,7 @@ class Server:
         visit.signs = _signs(engine, lines, start)
         if self._restarted(engine, moment):
             self._facts_time = 0
+            self.fits.forget()
         self._learn(engine, visit)
         readings = self._metrics(engine, lines, moment, start, troubles)
         for page in engine.pages:
@@ -155,6 +172,7 @@ class Server:
                 readings += self._page(engine, page, visit)
         if self._bearer and self._bearer.trouble:
             troubles.append(self._bearer.trouble)
+            visit.cures.append("correct the file that server.token_file names")
         known = readings or (lines and engine.native) or visit.marked
         if not (known or (visit.empty and self._marked_elsewhere(engine))):
             self._doubted = bool(self._engines)  # another server may have taken its place
@@ -163,7 +181,12 @@ class Server:
             self._down("; ".join(troubles))
         readings += engine.facts_readings(self._facts)
         self.up = True
-        readings = [*self._said(1), *(self._with_model(reading) for reading in _distinct(readings, troubles))]
+        if (lines or visit.marked) and not visit.empty:
+            self.unfit.extend(self.fits.look(visit.now, readings))
+        readings = self._distinct(readings, troubles)
+        if self._facts.model is not None:
+            readings = [self._with_model(reading, self._facts.model) for reading in readings]
+        readings = [*self._said(1), *readings]
         if troubles:
             # What a page that did not come said before may still be true; what an odd page no longer says is not.
             raise (SourceFailed if visit.broken else SourceFlawed)("; ".join(troubles), readings)
@@ -177,8 +200,12 @@ class Server:
         except HttpError as error:
             self.up = False
             raise SourceFailed(str(error), self._said(0)) from error
+        if found.engine is None and self._visit.silence == "loading":
+            self._down(f"{self.url} answers HTTP 503, as a server does while it loads")
         if found.engine is None:
             closed = any(f"HTTP {status}" in found.told for status in CLOSED)
+            if not closed:
+                self._visit.cures.append(_STRANGER)
             self._down(
                 f"{self.url} is not recognised as an inference server: {found.told}"
                 + (f"; {self._login_cure()}" if closed else "")
@@ -190,7 +217,11 @@ class Server:
 
     def _login_cure(self) -> str:
         if self._bearer is None:
+            self._visit.cures.append(
+                "set server.token_file (OTELPERF_SERVER_TOKEN_FILE) to the file of its bearer token"
+            )
             return "it wants a login: set server.token_file"
+        self._visit.cures.append("put the token that the server takes into the file that server.token_file names")
         return self._bearer.trouble or "it does not take the token in server.token_file"
 
     def _down(self, message: str) -> NoReturn:
@@ -198,12 +229,13 @@ class Server:
         self._before, self._facts, self._facts_time = None, Facts(), 0  # its successor may be another
         if self.engine:
             self._mapper.forget()
+        self.fits.forget()
         raise SourceFlawed(message, self._said(0))
 
     def _said(self, up: int) -> list[Reading]:
         """Say whether it is up; by the name that a scrape gives to that as well, where the user names it."""
-        native = self.engine is not None and _SCRAPED in self.engine.native
-        return [Reading(_UP, up), *([Reading(_SCRAPED, up, native=_SCRAPED_MEANS)] if native else [])]
+        native = self.engine is not None and SCRAPED in self.engine.native
+        return [Reading(_UP, up), *([Reading(SCRAPED, up, native=_SCRAPED_MEANS)] if native else [])]
 
     def _get(self, path: str) -> Answer:
         headers = {**self._headers, **self._bearer.headers()} if self._bearer else self._headers
@@ -216,6 +248,7 @@ class Server:
             raise
         if answer.status == UNAVAILABLE:
             self._visit.silence = "loading"
+            self._visit.cures.append(_LOADING)
         if answer.headers.get("content-encoding", "identity").lower() != "identity":
             msg = f"{self.url}{path} answered compressed though asked not to; not unpacked"
             raise HttpError(msg)
@@ -224,7 +257,7 @@ class Server:
     def _lines(self, engine: Engine, visit: _Visit) -> Lines:
         """Read the metrics page, the wanted lines by series."""
         if not engine.metrics_path:
-            return {}
+            return Lines()
         try:
             answer = self._get(engine.metrics_path)
         except Unreachable as error:
@@ -237,10 +270,11 @@ class Server:
             self._down(f"{self.url} is not ready: HTTP 503 {_start(answer)}")
         where = f"{self.url}{engine.metrics_path}"
         if answer.status != _OK:
-            cure = self._login_cure() if answer.status in CLOSED else engine.off.get(answer.status, "is it the page?")
-            visit.troubles.append(f"{where} answered HTTP {answer.status}: {cure}")
-            return {}
-        page = self._reader.read(answer.body.decode("utf-8", "replace"))
+            visit.troubles.append(f"{where} answered HTTP {answer.status}: {self._page_cure(engine, answer.status)}")
+            return Lines()
+        page = self._reader.read(answer.body)
+        if page.cut:
+            visit.troubles.append(f"{where} has more than {self._most} lines that are wanted: the rest is not read")
         if page.malformed:
             visit.troubles.append(f"{page.malformed} malformed lines, the first: {page.first_malformed!r}")
         marks = [mark.pattern for mark in engine.prints if mark.path == engine.metrics_path]
@@ -251,7 +285,15 @@ class Server:
             return page.lines
         if not visit.empty:
             visit.troubles.append(f"{where} has no series of {engine.name}; it begins {_start(answer)!r}")
-        return {}
+        return Lines()
+
+    def _page_cure(self, engine: Engine, status: int) -> str:
+        if status in CLOSED:
+            return self._login_cure()
+        if status not in engine.off:
+            return "is it the page?"
+        self._visit.cures.append(engine.off[status])
+        return engine.off[status]
 
     def _marked_elsewhere(self, engine: Engine) -> bool:
         """Say whether a page that is not read otherwise has the engine's fingerprint: then it is up, and has nothing to tell."""
@@ -300,7 +342,7 @@ class Server:
 
     def _page(self, engine: Engine, page: JsonPage, visit: _Visit) -> list[Reading]:
         return self._json_readings(
-            engine, page.path, lambda content: page.readings(content, self._facts), visit, page.quiet
+            engine, page.path, lambda content: page.readings(content, self._facts), visit, page.quiet, page.off
         )
 
     def _json_readings(
@@ -310,13 +352,18 @@ class Server:
         read: Callable[[Any], list[Reading]],
         visit: _Visit,
         quiet: Sequence[int] = (),
+        off: Mapping[int, str] = _NO_CURES,
     ) -> list[Reading]:
         """Read a JSON page; one that is missing or odd is told and does not lose the others."""
         try:
             answer = self._get(path)
             if answer.status != _OK:
                 if answer.status not in quiet:
-                    visit.troubles.append(f"{self.url}{path} answered HTTP {answer.status}")
+                    cure = off.get(answer.status)
+                    visit.cures += [cure] if cure else []
+                    visit.troubles.append(
+                        f"{self.url}{path} answered HTTP {answer.status}" + (f": {cure}" if cure else "")
+                    )
                 return []
             found = read(json.loads(answer.body))
         except HttpError as error:
@@ -328,10 +375,23 @@ class Server:
             return found
         return []
 
-    def _with_model(self, reading: Reading) -> Reading:
+    def _distinct(self, readings: list[Reading], troubles: list[str]) -> list[Reading]:
+        """Keep the first reading of each stream: a stream twice in one request, and Prometheus refuses all of it."""
+        streams = [(reading.name, reading.attributes) for reading in readings]
+        if streams == self._streams:  # quick, because mappings are the same objects each time
+            return readings
+        kept: dict[tuple[str, frozenset[tuple[str, Attribute]]], Reading] = {}
+        for reading in readings:
+            kept.setdefault((reading.name, frozenset(reading.attributes.items())), reading)
+        if len(kept) < len(readings):
+            troubles.append(f"{len(readings) - len(kept)} series that are not told apart: the first of each is kept")
+        self._streams = streams if len(kept) == len(readings) else []
+        return list(kept.values())
+
+    def _with_model(self, reading: Reading, model: str) -> Reading:
         """Add the model; a worker's state belongs to the worker, whatever it serves."""
-        model, attributes = self._facts.model, reading.attributes
-        if model is None or reading.native or WORKER_STATE in attributes or MODEL in attributes:
+        attributes = reading.attributes
+        if reading.native or WORKER_STATE in attributes or MODEL in attributes:
             return reading
         key = (id(attributes), model)
         known = self._attributes.get(key)
@@ -361,16 +421,6 @@ def _signs(engine: Engine, lines: Lines, start: int | None) -> Signs:
 
 def _silence(error: HttpError) -> Silence:
     return "down" if isinstance(error, Unreachable) else "unresponsive" if isinstance(error, Timeout) else "error"
-
-
-def _distinct(readings: list[Reading], troubles: list[str]) -> list[Reading]:
-    """Keep the first reading of each stream: a stream twice in one request, and Prometheus refuses all of it."""
-    kept: dict[tuple[str, frozenset[tuple[str, Attribute]]], Reading] = {}
-    for reading in readings:
-        kept.setdefault((reading.name, frozenset(reading.attributes.items())), reading)
-    if len(kept) < len(readings):
-        troubles.append(f"{len(readings) - len(kept)} series that are not told apart: the first of each is kept")
-    return list(kept.values())
 
 
 def _start(answer: Answer) -> str:

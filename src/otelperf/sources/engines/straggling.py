@@ -1,6 +1,7 @@
 """Which of a server's data-parallel engines lags behind its peers.
 
-Time is cut into windows of some 15 s. An engine lags in a window if it is slow or has a queue of its own:
+Time is cut into windows of some 15 s, and of three pauses between readings at least: a server that answers slowly is read less
+often, up to once a minute. An engine lags in a window if it is slow or has a queue of its own:
 
 - **slow**: for each request in work it made less than half the tokens of the median of its peers. Half the median's speed is
   twice its time: schedulers of batch jobs call a task slow from 1.5 times (``spark.speculation.multiplier``). With three peers
@@ -25,6 +26,7 @@ from otelperf.sources.engines.stuck import Name
 _SECOND = 1_000_000_000
 _WINDOW = 15 * _SECOND
 _READINGS = 3  # of a window, at least
+_GAP = 75 * _SECOND  # without a reading: longer than the slowest pace (60 s, sampler.py) with a slow answer
 _SLOW, _FAST_ENOUGH = 0.5, 0.7
 _MORE_WORK = 1.25
 _FAR_OUT = 3.5 / 0.6745  # times the median absolute deviation
@@ -82,7 +84,7 @@ class Straggling:
 
     def judge(self, now: int, loads: Mapping[Name, Load]) -> dict[Name, bool]:
         """Say of each engine whether it straggles. An engine alone has no peers and never does."""
-        if self._began is None or not 0 < now - self._time <= _WINDOW:
+        if self._began is None or not 0 < now - self._time <= _GAP:
             self._begin(now, loads)
         else:
             self._add((now - self._time) / _SECOND, loads)
