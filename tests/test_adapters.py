@@ -129,6 +129,11 @@ def test_the_tasks_of_a_loop_are_counted_and_an_error_that_nobody_looks_at_is_st
     assert problems == ["Task exception was never retrieved"]
 
 
+def test_outside_a_loop_it_says_where_to_call_it() -> None:
+    with pytest.raises(RuntimeError, match=r"^otelperf\.watch_tasks: no event loop runs here: call it in a coroutine"):
+        watch_tasks("outside")
+
+
 @pytest.mark.filterwarnings("default")
 def test_celerys_tasks_are_counted_by_their_names() -> None:
     from celery import Celery  # type: ignore[import-untyped, unused-ignore] # celery has no types

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
+import math
+import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from typing import Any
@@ -274,7 +277,42 @@ def test_spans_inside_a_call_are_its_children(seen: Seen) -> None:
     assert inside.parent.span_id == outside.context.span_id
 
 
-@pytest.mark.parametrize("wrong", [-1, 1.5, "7"])
+class Mute:
+    """What cannot be told as text, nor as a number."""
+
+    def __str__(self) -> str:
+        raise OSError("mute")
+
+    __repr__ = __str__
+
+    def __index__(self) -> int:
+        raise OSError("mute")
+
+    __float__ = __index__
+
+
+def test_bare_above_a_function_it_says_how_to_write_it() -> None:
+    def answer(prompt: str) -> str:
+        return prompt
+
+    for function in (answer, functools.lru_cache(answer), staticmethod(answer), print):
+        with pytest.raises(TypeError, match=r"a function: write @otelperf\.inference\(model=\.\.\.\) above it"):
+            inference(function)  # type: ignore[arg-type] # wrong on purpose
+
+
+def test_a_model_that_is_an_object_which_can_be_called_is_told_in_words(seen: Seen) -> None:
+    class Model:
+        def __call__(self) -> None: ...
+
+        def __str__(self) -> str:
+            return "mine"
+
+    with inference(Model()):  # type: ignore[arg-type] # as above
+        pass
+    assert [span.name for span in seen.spans] == ["chat mine"]
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, "7", math.nan, math.inf, 2**70, Mute()], ids=type)
 def test_a_wrong_number_of_tokens_is_left_out(wrong: Any, seen: Seen) -> None:
     with inference("m") as call:
         call.tokens(input=wrong, output=2)
@@ -282,9 +320,79 @@ def test_a_wrong_number_of_tokens_is_left_out(wrong: Any, seen: Seen) -> None:
     assert usage == {"output": 2}
 
 
-def test_what_comes_after_the_end_changes_nothing(seen: Seen) -> None:
+def test_a_count_of_another_library_is_a_number_too(seen: Seen) -> None:
+    class Count:  # as numpy's integers are, which are no int
+        def __index__(self) -> int:
+            return 7
+
+    with inference("m") as call:
+        call.tokens(input=Count())  # type: ignore[arg-type] # as above
+    assert seen.points("gen_ai.client.token.usage")[0].sum == 7
+
+
+@pytest.mark.parametrize("wrong", [-1.0, math.nan, math.inf, "soon", 10**400, Mute()], ids=type)
+def test_a_wrong_time_of_the_first_token_is_left_out(wrong: Any, seen: Seen) -> None:
+    with inference("m") as call:
+        call.first_token(wrong)
+    assert seen.points("gen_ai.client.operation.time_to_first_chunk") == []
+    assert "gen_ai.response.time_to_first_chunk" not in (seen.spans[0].attributes or {})
+
+
+@pytest.mark.parametrize("port", [-1, 0, 10**30, "80", Mute()], ids=type)
+def test_a_wrong_port_is_left_out(port: Any, seen: Seen) -> None:
+    with inference("m", server_address="model", server_port=port):
+        pass
+    attributes = seen.spans[0].attributes or {}
+    assert (attributes["server.address"], "server.port" in attributes) == ("model", False)
+
+
+def test_what_cannot_be_told_as_text_reaches_nobody(seen: Seen) -> None:
+    mute: Any = Mute()
+    with inference(mute, operation=mute, provider=mute, server_address=mute, attributes={"mine": mute}) as call:
+        call.response(model=mute, id=mute, finish_reasons=(mute,))
+        call.end(mute)
+    point = seen.points("gen_ai.client.operation.duration")[0]
+    assert (point.count, (point.attributes or {})["gen_ai.request.model"]) == (1, "<Mute>")
+    assert active() == [0]
+
+
+def test_an_error_in_a_word_is_short_and_can_be_sent(seen: Seen) -> None:
+    inference("m").start().end("\ud800" + "x" * 10**6)
+    assert (seen.points("gen_ai.client.operation.duration")[0].attributes or {})["error.type"] == "?" + "x" * 199
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+def test_a_call_that_is_under_way_during_a_fork_is_the_parents(seen: Seen) -> None:
+    read, write = os.pipe()
+    with inference("m"):
+        child = os.fork()
+        if not child:
+            try:
+                own = inference("m").start()
+                current = current_call()
+                assert current is not None
+                current.end()
+                os.write(write, f"{active()} {seen.points('gen_ai.client.operation.duration')}".encode())
+                own.end()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+    assert os.read(read, 99) == b"[1] []"
+    assert seen.points("gen_ai.client.operation.duration")[0].count == 1
+
+
+def test_one_finish_reason_is_not_spelt_out(seen: Seen) -> None:
+    reason: Any = "stop"
+    with inference("m") as call:
+        call.response(finish_reasons=reason)
+    assert (seen.spans[0].attributes or {})["gen_ai.response.finish_reasons"] == ("stop",)
+
+
+def test_what_comes_after_the_end_changes_nothing(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
     call = inference("m").start()
     call.end()
+    call.response(model="late")
+    assert not caplog.records  # the SDK's "Setting attribute on ended span"
     call.chunk()
     call.end("late")
     assert len(seen.spans) == 1
@@ -316,9 +424,17 @@ def test_the_bounds_are_the_catalogues() -> None:
     assert catalog.BY_NAME["gen_ai.client.operation.time_per_output_chunk"].bounds == pytest.approx(DOUBLING)
 
 
+def test_a_call_that_nobody_can_end_any_more_is_not_under_way(seen: Seen) -> None:
+    call = inference("m").start()
+    assert active() == [1]
+    del call
+    assert active() == [0]
+    assert seen.spans == []
+
+
 def test_kinds_are_bounded(seen: Seen) -> None:
-    for number in range(1100):
-        inference(f"model {number}").start()
+    calls = [inference(f"model {number}").start() for number in range(1100)]
+    assert len(calls) == 1100
     assert sorted(active(), key=str) == [1] * 1000 + [100]
 
 

@@ -217,3 +217,10 @@ def test_a_chat_counts_once_and_not_before_its_stream_ends(llama: Llama, seen: S
     assert [each["gen_ai.operation.name"] for each in attributes(seen)] == ["chat"]
     assert len(seen.points("gen_ai.client.operation.time_to_first_chunk")) == int(stream)
     assert active() == [0]
+
+
+def test_a_stream_that_nobody_begins_to_read_is_not_under_way_for_ever(llama: Llama, seen: Seen) -> None:
+    answer = llama.create_completion("p", stream=True)
+    assert active() == [1]
+    del answer
+    assert active() == [0]

@@ -210,26 +210,24 @@ import sys
 from otelperf import libraries
 def everything():
     import anthropic, fastapi, flask, httpx, httpx2, openai, requests, starlette.applications
-if sys.argv[1] == "before":
+for _ in ("imported after the start", "imported before"):
+    instrumented = libraries.Instrumented(libraries.LIBRARIES, None, None)
+    instrumented.start()
     everything()
-instrumented = libraries.Instrumented(libraries.LIBRARIES, None, None)
-instrumented.start()
-everything()
-print(*sorted(library.name for library, _ in instrumented._done))
-instrumented.stop()
+    print(*sorted(library.name for library, _ in instrumented._done))
+    instrumented.stop()
 """
 
 
-@pytest.mark.parametrize("imported_when", ["before", "after"])
-def test_each_library_is_instrumented_whenever_it_is_imported(imported_when: str) -> None:
+def test_each_library_is_instrumented_whenever_it_is_imported() -> None:
     for name in ("anthropic", "fastapi", "flask", "httpx2", "openai", "requests"):
         pytest.importorskip(name)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", ORDER, imported_when],
+        [sys.executable, "-W", "error", "-c", ORDER],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     everything = "anthropic fastapi flask httpx httpx2 openai requests starlette"
-    assert (done.stderr, done.stdout.strip()) == ("", everything)
+    assert (done.stderr, done.stdout.splitlines()) == ("", [everything] * 2)

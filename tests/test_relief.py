@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,6 +100,17 @@ def test_a_callback_that_fails_does_not_end_the_relief(seen: Seen) -> None:
 def test_what_cannot_be_cleared_is_refused() -> None:
     with pytest.raises(TypeError, match="neither cache_clear"):
         on_memory_pressure(caches=[3])
+
+
+@pytest.mark.parametrize("caches", [{}, {"a": 1}, functools.lru_cache(len), 5])
+def test_one_cache_in_place_of_a_list_is_refused(caches: Any) -> None:
+    with pytest.raises(TypeError, match=r"on_memory_pressure: caches is one \w+, expected a list, such as caches="):
+        on_memory_pressure(caches=caches)
+
+
+def test_a_callback_that_cannot_be_called_is_refused() -> None:
+    with pytest.raises(TypeError, match="on_memory_pressure: the callback is 5, expected a function"):
+        on_memory_pressure(5)  # type: ignore[arg-type] # wrong on purpose
 
 
 def test_a_thread_is_woken_by_the_event_and_ends_when_it_is_stopped(kernel: Kernel, seen: Seen) -> None:

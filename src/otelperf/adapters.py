@@ -89,11 +89,17 @@ def _with_callbacks(found: Worker, call: Callable[..., Any]) -> Callable[..., An
 def watch_tasks(name: str, loop: asyncio.AbstractEventLoop | None = None) -> None:
     """Count every task that *loop* (by default the running one) makes from now on under the worker *name*.
 
-    A task is at work until it is done, also while it waits. The same *name* again changes nothing.
+    A task is at work until it is done, also while it waits. The same *name* again changes nothing. Raises RuntimeError
+    outside a running loop.
     """
     import asyncio
 
-    found, loop = worker(name), loop or asyncio.get_running_loop()
+    try:
+        loop = loop or asyncio.get_running_loop()
+    except RuntimeError:
+        msg = "otelperf.watch_tasks: no event loop runs here: call it in a coroutine, or give it loop=..."
+        raise RuntimeError(msg) from None
+    found = worker(name)
     before = loop.get_task_factory()
     names = getattr(before, _NAMES, ())
     if name in names:

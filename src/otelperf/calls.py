@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
+import os
 import time
 from asyncio import CancelledError
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
@@ -23,13 +26,26 @@ from otelperf import telemetry
 from otelperf.logs import Log
 from otelperf.sources.calls import kind
 from otelperf.sources.generators import measured, measured_async
+from otelperf.sources.registry import text
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _log = Log("otelperf.calls")
 _CANCELLED = "cancelled"
+_MOST_TOKENS = 2**53  # beyond, a float is no longer exact
+_LAST_PORT = 65535
 _current: ContextVar[Call | None] = ContextVar("otelperf_call", default=None)
+_process = object()  # another one in a forked child
+
+
+def _forked() -> None:
+    global _process  # noqa: PLW0603 # what it is for
+    _process = object()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def inference(
@@ -48,7 +64,12 @@ def inference(
     client's. *attributes* are added to the span only, and so may be of any cardinality.
     A decorated generator, sync or async, is a stream: each item that it yields is a chunk. A ``with`` inside a plain generator that
     a web framework streams should have an ``inference(...)`` of its own each time: its steps share no context to tell calls by.
+    Raises TypeError where it stands bare above a function.
     """
+    # Not whatever is callable: somebody's model may be, and a call must not fail for it.
+    if inspect.isroutine(model) or hasattr(model, "__wrapped__"):
+        msg = f"otelperf.inference: model is {model!r}, a function: write @otelperf.inference(model=...) above it"
+        raise TypeError(msg)
     return Inference(model, operation, provider, server_address, server_port, attributes)
 
 
@@ -74,13 +95,14 @@ class Inference:
         self.name = " ".join(
             str(told[name]) for name in ("gen_ai.operation.name", "gen_ai.request.model") if name in told
         )
-        address = {"server.address": server_address, "server.port": server_port if server_address else None}
+        host = text(server_address) or None
+        address = {"server.address": host, "server.port": _port(server_port) if host else None}
         self.attributes = {
             **self.kind.attributes,
             **{key: value for key, value in address.items() if value is not None},
         }
         self.span_attributes = {**self.attributes, **(attributes if isinstance(attributes, Mapping) else {})}
-        self.span_kind = SpanKind.CLIENT if server_address else SpanKind.INTERNAL
+        self.span_kind = SpanKind.CLIENT if host else SpanKind.INTERNAL
         self._entered: dict[Call, None] = {}  # in their order
 
     def start(self, *, attach: bool = False) -> Call:
@@ -123,10 +145,23 @@ class Inference:
 class Call:
     """One call under way. Nothing that it is told raises; what is told after its end is not counted."""
 
-    __slots__ = ("_began", "_first", "_input", "_last", "_output", "before", "ended", "outer", "span", "what")
+    __slots__ = (
+        "_began",
+        "_first",
+        "_input",
+        "_last",
+        "_output",
+        "_process",
+        "before",
+        "ended",
+        "outer",
+        "span",
+        "what",
+    )
 
     def __init__(self, what: Inference, *, attach: bool) -> None:
         self.what = what
+        self._process = _process
         self.outer: Call | None = None
         self.ended = False
         self._first: float | None = None
@@ -148,11 +183,17 @@ class Call:
         what.kind.begin()
         self._began = time.perf_counter()
 
+    def __del__(self) -> None:
+        """Nobody can end it any more: it is not under way. No more is done here: this very thread may hold the SDK's locks."""
+        with suppress(Exception):  # the interpreter may be ending
+            if not self.ended and self._process is _process:
+                self.what.kind.end()
+
     def first_token(self, after: float | None = None) -> None:
         """The first token, or chunk, is there, or was *after* seconds. Later ones change nothing."""
         if self._first is None and not self.ended:
             self._last = time.perf_counter()
-            self._first = self._last - self._began if after is None else after
+            self._first = self._last - self._began if after is None else _seconds(after)
 
     def chunk(self) -> None:
         """A chunk of a stream is there; the first one is the first token, too."""
@@ -176,21 +217,31 @@ class Call:
         finish_reasons: tuple[str, ...] | None = None,
     ) -> None:
         """Say what answered, and why it ended (stop, length); on the span only."""
-        told = {
-            "gen_ai.response.model": model,
-            "gen_ai.response.id": id,
-            "gen_ai.response.finish_reasons": finish_reasons,
-        }
-        self.span.set_attributes({key: value for key, value in told.items() if value is not None})
+        if self.ended:
+            return
+        reasons = (finish_reasons,) if isinstance(finish_reasons, str) else finish_reasons
+        try:
+            told = {
+                "gen_ai.response.model": text(model),
+                "gen_ai.response.id": text(id),
+                "gen_ai.response.finish_reasons": reasons and tuple(text(each) or "" for each in reasons),
+            }
+            self.span.set_attributes({key: value for key, value in told.items() if value is not None})
+        except Exception as error:  # noqa: BLE001 # as at the start
+            _log.trouble("response not told", problem=f"{type(error).__name__}: {error}")
 
     def end(self, error: BaseException | str | None = None) -> None:
         """The call is over; *error* is what it failed with, or that in a word. A second end changes nothing.
 
         A stream that is closed early, or a call that is cancelled, has the error.type ``cancelled``, and its span is in no error.
+        In a forked child a call that began before is the parent's to count.
         """
         if self.ended:
             return
         self.ended = True
+        if self._process is not _process:
+            self.leave()
+            return
         seconds = time.perf_counter() - self._began
         self.what.kind.end()
         self.leave()
@@ -234,15 +285,37 @@ class Call:
 def _count(which: str, value: int | None, before: int | None) -> int | None:
     if value is None:
         return before
-    if isinstance(value, int) and value >= 0:
-        return value
-    _log.trouble("not a number of tokens", by=("which",), which=which, value=repr(value)[:40])
+    try:
+        count = operator.index(value)  # numpy's, too
+    except Exception:  # noqa: BLE001 # whatever it is
+        count = -1
+    if 0 <= count <= _MOST_TOKENS:
+        return count
+    _log.trouble("not a number of tokens", by=("which",), which=which, value=(text(value) or "")[:40])
     return before
+
+
+def _seconds(value: float) -> float | None:
+    try:
+        seconds = float(value)
+    except Exception:  # noqa: BLE001 # whatever it is
+        seconds = -1.0
+    if 0 <= seconds < float("inf"):
+        return seconds
+    _log.trouble("not a time in seconds", by=("which",), which="first_token", value=(text(value) or "")[:40])
+    return None
+
+
+def _port(value: object) -> int | None:
+    if value is None or (isinstance(value, int) and 0 < value <= _LAST_PORT):
+        return value
+    _log.trouble("not a port", by=("which",), which="server_port", value=(text(value) or "")[:40])
+    return None
 
 
 def _error_type(error: BaseException | str | None) -> str | None:
     if error is None or isinstance(error, str):
-        return error
+        return text(error)
     if isinstance(error, CancelledError | GeneratorExit):
         return _CANCELLED
     return type(error).__qualname__

@@ -50,8 +50,9 @@ _CALLBACKS = 1000.0  # ms that the application's own observable instruments may 
 class Plan(NamedTuple):
     """What a guest is made from, in this process and in its forked children.
 
-    *meter_provider* is what is collected, *tracer_provider* whose spans pass the gate, *application* the attributes that the
-    application has given to its own providers.
+    *meter_provider* is what is recorded with, and collected unless it is *left*: the application reads it itself.
+    *tracer_provider*: whose spans pass the gate. *given*: which of the two were named in the call, so that they are never left.
+    *application*: the attributes that the application has given to its own providers.
     *named*: the service's name was given in a call.
     """
 
@@ -60,6 +61,8 @@ class Plan(NamedTuple):
     tracer_provider: TracerProvider | None
     application: Mapping[str, Any]
     named: bool
+    given: tuple[bool, bool] = (False, False)
+    left: bool = False
 
 
 class Reader(MetricReader):
@@ -113,16 +116,21 @@ class Guest:
     def start(self) -> None:
         """Begin. In a forked child the agent is made by the thread: the fork must not wait for it."""
         if self.plan.tracer_provider:
-            self._traces = Traces(self.plan.tracer_provider, self.plan.settings, self._resource)
+            self._traces = Traces(
+                self.plan.tracer_provider, self.plan.settings, self._resource, given=self.plan.given[1]
+            )
         if not self._forked:
             self.agent = self._make_agent()
         if self._traces:
             self._traces.start()
-        self.plan.meter_provider.add_metric_reader(self._reader)
+        if not self.plan.left:
+            self.plan.meter_provider.add_metric_reader(self._reader)
         try:
             self._thread.start()
         except RuntimeError:  # no more threads, or none at all (in a subinterpreter)
-            self.plan.meter_provider.remove_metric_reader(self._reader)
+            self._remove_reader()
+            if self._traces:
+                self._traces.stop()
             raise
 
     def stop(self, timeout: float, *, goes_on: bool = False) -> bool:
@@ -135,18 +143,21 @@ class Guest:
         self._stopping.set()
         ended = self._ended.wait(timeout)
         self._reader.closed = True
-        remove = self.plan.meter_provider.remove_metric_reader
         if ended:
-            remove(self._reader)
+            self._remove_reader()
         else:  # it may hang in a callback of the application's, and with it the SDK's lock
-            threading.Thread(target=remove, args=(self._reader,), name="otelperf-end", daemon=True).start()
+            threading.Thread(target=self._remove_reader, name="otelperf-end", daemon=True).start()
         return ended and self._sent
+
+    def _remove_reader(self) -> None:
+        if not self.plan.left:
+            self.plan.meter_provider.remove_metric_reader(self._reader)
 
     def in_child(self) -> Guest:
         """In a forked child: return what takes this one's place, with a reader that has counted nothing yet."""
         provider = self.plan.meter_provider
         _renew_lock(provider)
-        provider.remove_metric_reader(self._reader)
+        self._remove_reader()
         if self.plan.tracer_provider:
             leave_to_parent(self.plan.tracer_provider)
         return Guest(self.plan, forked=True, parents=self.agent or self._parents)
@@ -186,9 +197,24 @@ class Guest:
 
     def _collect(self) -> list[ScopeMetrics]:
         """Do what belongs to a tick, and return what the application has recorded."""
+        self._leave_to_application()
         if self._traces:
             self._traces.tick()
-        return self._reader.read()
+        return [] if self.plan.left else self._reader.read()
+
+    def _leave_to_application(self) -> None:
+        """Step back from a provider that the application has begun to export by itself: nothing is to be sent twice."""
+        plan = self.plan
+        if self._traces and self._traces.left:
+            self._traces.stop()
+            self._traces = None
+            self.plan = plan = plan._replace(tracer_provider=None)
+            _log.info("spans are left to the application", why="its TracerProvider has a processor of its own by now")
+        ours = plan.given[0] or plan.meter_provider is private_provider()
+        if not (ours or plan.left) and _has_readers(plan.meter_provider):
+            self._remove_reader()
+            self.plan = plan._replace(left=True)
+            _log.info("metrics are left to the application", why="its MeterProvider has a reader of its own by now")
 
     def _make_agent(self) -> Agent:
         inside = Application(
@@ -240,7 +266,7 @@ def private_provider() -> MeterProvider:
 
 
 def find_meter_provider(given: MeterProvider | None) -> MeterProvider:
-    """Return what to record with and collect: what was *given*, or the application's own if nothing reads it yet, or ours.
+    """Return what to record with and collect: what was *given*, or the application's own while nothing reads it, or ours.
 
     One that has readers is sent by the application itself: what we recorded with it would be sent twice.
     """
@@ -269,8 +295,9 @@ def set_global(meter_provider: MeterProvider, tracer_provider: TracerProvider | 
 
 
 def _has_readers(provider: MeterProvider) -> bool:
-    consumer = getattr(provider, "_measurement_consumer", None)
-    return bool(getattr(consumer, "_reader_storages", True))
+    """Say whether the application reads it; if the SDK should hide that one day, yes."""
+    readers = getattr(getattr(provider, "_measurement_consumer", None), "_reader_storages", (None,))
+    return any(not isinstance(each, Reader) for each in readers)
 
 
 def attributes_of(*providers: object) -> dict[str, Any]:

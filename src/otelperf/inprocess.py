@@ -6,6 +6,7 @@ Everything that is heavy is loaded by the call, not by the import; with ``OTEL_S
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from otelperf import config, libraries, telemetry
+from otelperf import config, libraries, standard_variables, telemetry
 from otelperf.errors import ConfigError
 from otelperf.lifecycle import Lifecycle
 from otelperf.logs import Log
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _log = Log("otelperf.inprocess")
 
 _PATCHING = 1.0  # s that gevent's patching may wait for us
+_OTHERS = ("config", "meter_provider", "tracer_provider", "settings", "strict")  # keywords that are no settings
 _KEYS = {key.replace(".", "_"): key for key in config.BY_KEY}
 
 
@@ -46,7 +48,7 @@ class Handle:
 
     @property
     def meter_provider(self) -> MeterProvider | None:
-        """What is recorded with, and collected; None when not *enabled*."""
+        """What is recorded with; None when not *enabled*."""
         plan = self._process.plan if self.enabled else None
         return plan.meter_provider if plan else None
 
@@ -79,6 +81,7 @@ class _Process:
         self._given: Mapping[str, Any] = {}
         self._guest: Guest | None = None
         self._instrumented: libraries.Instrumented | None = None
+        self._log_level = logging.NOTSET
         self.handle: Handle | None = None
 
     @property
@@ -102,6 +105,7 @@ class _Process:
                 _log.error("not started", problem=str(error).replace("\n", "; "))
             except Exception as error:  # noqa: BLE001 # the application must run without us
                 _log.error("not started", problem=_told(error))
+                self.shutdown(0.0)  # what has been
             return handle
 
     def _start(self, given: Mapping[str, Any]) -> bool:
@@ -121,12 +125,14 @@ class _Process:
             find_tracer_provider(tracers, settings),
             inner.attributes_of(tracers, meters, *inner.set_providers()),
             named=settings.origin("service.name") == _named(config.BY_KEY["service.name"]),
+            given=(meters is not None, tracers is not None),
         )
         guest = inner.Guest(plan)
         if settings.instrument.set_global:
             inner.set_global(plan.meter_provider, plan.tracer_provider)
         guest.start()
         self._guest, self._given = guest, given
+        self._set_log_level(settings)
         self._lifecycle.watch()
         telemetry.bind(plan.meter_provider, plan.tracer_provider)
         self._instrumented = libraries.Instrumented(
@@ -134,6 +140,7 @@ class _Process:
         )
         self._instrumented.start()
         _log.info("instrumented", service=guest.service)
+        _tell_variables(plan)
         if guest.service.startswith("unknown_service"):
             _log.warning("the service has no name", cure="set OTEL_SERVICE_NAME, or instrument(service_name=...)")
         return True
@@ -148,11 +155,23 @@ class _Process:
             if self._instrumented:
                 self._instrumented.stop()
             telemetry.unbind()
+            self._set_log_level(None)
         try:
             return guest.stop(guest.plan.settings.export.shutdown_timeout if timeout is None else max(0.0, timeout))
         except Exception as error:  # noqa: BLE001 # the application goes on without us
             _log.warning("not shut down as it should be", problem=_told(error))
             return False
+
+    def _set_log_level(self, settings: Settings | None) -> None:
+        """Let through what ``log.level`` says, where it is set and the program has not said so itself; None undoes it."""
+        logger = logging.getLogger("otelperf")
+        if settings is None:
+            if logger.level == self._log_level:
+                logger.setLevel(logging.NOTSET)
+            self._log_level = logging.NOTSET
+        elif logger.level == logging.NOTSET and not settings.origin("log.level").startswith("default"):
+            logger.setLevel(settings.log.level.upper())
+            self._log_level = logger.level
 
     def end(self) -> None:
         self.shutdown(None)
@@ -214,8 +233,12 @@ def instrument(  # noqa: PLR0913 # settings, all by keyword
     Called again while it runs, it returns the same handle. A wrong setting is told by one log line, and the handle is not
     *enabled*; only with *strict* it raises ConfigError.
     """
+    problem = ""
     if settings is not None and not (isinstance(settings, Mapping) and all(isinstance(key, str) for key in settings)):
         problem = f"settings is {type(settings).__name__}: expected a mapping of names to values"
+    elif service_name is not None and not isinstance(service_name, str):
+        problem = f"service_name is {type(service_name).__name__}: expected text, such as instrument('chat')"
+    if problem:
         if strict:
             raise ConfigError(problem)
         _log.error("not started", problem=problem)
@@ -247,7 +270,7 @@ def begin() -> None:
 def _settings(given: Mapping[str, Any]) -> Settings:
     others = {"config", "meter_provider", "tracer_provider"}
     values = {_KEYS.get(key, key): _plain(value) for key, value in given.items() if key not in others}
-    return config.load(values, os.environ, given.get("config"), named=_named)
+    return config.load(values, os.environ, given.get("config"), named=_named, others=_OTHERS)
 
 
 def _named(setting: config.Setting) -> str:
@@ -263,6 +286,26 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
     return value if isinstance(value, str) else str(value)
+
+
+def _tell_variables(plan: Plan) -> None:
+    """Say which of OpenTelemetry's variables are not followed; what only the application's own exporters read is theirs."""
+    from otelperf.guest import private_provider, set_providers
+
+    tracers, meters = set_providers()
+    followed = {standard_variables.SAMPLER}  # by the SDK, in every TracerProvider
+    if hasattr(meters, "add_metric_reader") and meters is not plan.meter_provider is private_provider():
+        followed |= standard_variables.PACE
+    if hasattr(tracers, "add_span_processor") and plan.tracer_provider is None:
+        followed |= standard_variables.SPANS
+    unheeded = standard_variables.not_followed(os.environ, followed)
+    if unheeded:
+        _log.warning("standard variables that are not followed", **unheeded)
+    settings = plan.settings
+    if settings.traces.exporter != "otlp" and settings.origin("traces.exporter") == "as metrics.exporter":
+        _log.info("spans of calls are not sent", why="metrics are not", cure="set OTEL_TRACES_EXPORTER=otlp")
+    elif settings.traces.exporter == "console":
+        _log.info("spans of calls are not printed", why="traces.exporter console shows state changes only")
 
 
 def _told(error: Exception) -> str:

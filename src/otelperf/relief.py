@@ -14,7 +14,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -233,9 +233,17 @@ def on_memory_pressure(callback: Callable[[], object] | None = None, *, caches: 
     In steps, the next one when the kernel says it again: *caches* are cleared, garbage is collected and free memory given back,
     *callback* is called. All in a thread of its own, which *callback* must not hold up for long. Returns what ``stop()`` ends; of
     more than 16 at a time the oldest is ended.
-    Raises TypeError for a cache that cannot be cleared; where the kernel tells nothing (no Linux, neither PSI nor cgroup v2), or
-    gevent has replaced threads, that is logged, and nothing is ever called.
+    Raises TypeError for a cache that cannot be cleared, and a *callback* that cannot be called; where the kernel tells nothing (no
+    Linux, neither PSI nor cgroup v2), or gevent has replaced threads, that is logged, and nothing is ever called.
     """
+    if callback is not None and not callable(callback):
+        msg = (
+            f"otelperf.on_memory_pressure: the callback is {callback!r}, expected a function without arguments, or None"
+        )
+        raise TypeError(msg)
+    if isinstance(caches, Mapping) or hasattr(caches, "cache_clear") or not isinstance(caches, Iterable):
+        told = f"otelperf.on_memory_pressure: caches is one {type(caches).__name__}"
+        raise TypeError(f"{told}, expected a list, such as caches=[cache]")
     relief = Relief(callback, caches)
     _running.append(relief)
     if len(_running) > _MOST:

@@ -6,8 +6,10 @@ and what does the work is put behind it while ``instrument()`` runs.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from functools import cache
@@ -17,11 +19,15 @@ from weakref import WeakKeyDictionary
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Decision, Sampler, SamplingResult
+from opentelemetry.trace import SpanKind
 
 from otelperf.errors import ConfigError
-from otelperf.gate.spans import SpanGate
+from otelperf.gate.content import attributes_of
+from otelperf.gate.spans import HeadSampler, SpanGate, size_of
 from otelperf.logs import Log
+from otelperf.sources.calls import Kind, kind
+from otelperf.telemetry import SCOPE_NAME
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -33,7 +39,11 @@ if TYPE_CHECKING:
 _log = Log("otelperf.tracing")
 
 _MOST_WAITING = 5000  # spans; they wait for a second at most
+_REQUEST = 256 * 1024  # bytes of spans, about; one that is longer goes alone, so that it does not take others with it
 _SWEEP = 5.0  # s
+_SAMPLER = "OTEL_TRACES_SAMPLER"
+_ALL = frozenset({"", "always_on", "parentbased_always_on"})
+_MODEL_CALLS = frozenset({"chat", "text_completion", "embeddings", "generate_content"})
 
 
 class Outbox(SpanProcessor):
@@ -51,31 +61,99 @@ class Outbox(SpanProcessor):
     def send(self) -> None:
         """Hand what waits to the exporter, once there is one."""
         if self.exporter is not None and self._spans:
-            spans = [self._spans.popleft() for _ in range(len(self._spans))]
-            self.exporter.export(spans)
+            batch, size = list[ReadableSpan](), 0
+            for _ in range(len(self._spans)):
+                span = self._spans.popleft()
+                more = size_of(span)
+                if batch and size + more > _REQUEST:
+                    self.exporter.export(batch)
+                    batch, size = [], 0
+                batch.append(span)
+                size += more
+            self.exporter.export(batch)
+
+
+class _Active:
+    """The calls of models that OpenTelemetry's own packages measure, while they are under way: told by their spans.
+
+    Our own calls count themselves (``calls``). A stream that nobody ends is over when Python forgets its span.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[int, tuple[Kind, weakref.ref[Span]]] = {}
+
+    def begin(self, span: Span) -> None:
+        try:
+            attributes, scope = attributes_of(span), span.instrumentation_scope
+            operation = attributes.get("gen_ai.operation.name")
+            if operation not in _MODEL_CALLS or (scope is not None and scope.name == SCOPE_NAME):
+                return
+            what = kind(operation, attributes.get("gen_ai.provider.name"), attributes.get("gen_ai.request.model"))
+            span_id = span.context.span_id
+            self._open[span_id] = what, weakref.ref(span, lambda _: self.end(span_id))
+            what.begin()
+        except Exception as error:  # noqa: BLE001 # the application's call goes on
+            _log.trouble("call under way is not counted", problem=f"{type(error).__name__}: {error}")
+
+    def end(self, span_id: int) -> None:
+        found = self._open.pop(span_id, None)  # atomic: whoever gets it ends it
+        if found is not None:
+            found[0].end()
+
+    def forget(self) -> None:
+        """In a forked child: they are the parent's."""
+        self._open = {}
 
 
 class _Relay(SpanProcessor):
     """Stands in a TracerProvider for good; *inner* does the work, while there is one.
 
-    What began before this process was *born* (Unix ns, in a forked child) is the parent's to send.
+    What began before this process was *born* (Unix ns, in a forked child) is the parent's to send. One that *yields* is *left*
+    as soon as the application takes the spans itself: then each goes only to whom the application has added.
     """
 
-    inner: SpanProcessor | None = None
-    born = 0
+    def __init__(self, provider: TracerProvider) -> None:
+        self.inner: SpanProcessor | None = None
+        self.born = 0
+        self.left = False
+        self.active = _Active()
+        self._counts = self._yields = False
+        self._all = getattr(provider, "_active_span_processor", None)  # not the provider: it must be forgotten with it
+        self._seen: object = None
+
+    def begin(self, inner: SpanProcessor, *, yields: bool, counts: bool) -> None:
+        """Have *inner* do the work; *counts*: every call has a span here, so that those under way can be counted."""
+        self._yields, self._counts, self.left, self._seen = yields, counts, False, None
+        self.inner = inner
+
+    def _working(self) -> SpanProcessor | None:
+        inner = self.inner
+        if inner is not None and self._yields:
+            processors = getattr(self._all, "_span_processors", ())
+            if processors is not self._seen:  # another tuple with each that is added
+                self._seen = processors
+                if any(map(_takes_spans, processors)):
+                    self.left, self.inner = True, None
+                    return None
+        return inner
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        if self.inner is not None:
-            self.inner.on_start(span, parent_context)
+        inner = self._working()
+        if inner is not None:
+            if self._counts and span.kind is SpanKind.CLIENT:
+                self.active.begin(span)
+            inner.on_start(span, parent_context)
 
     def on_end(self, span: ReadableSpan) -> None:
-        inner = self.inner
+        if span.kind is SpanKind.CLIENT and span.context is not None:
+            self.active.end(span.context.span_id)
+        inner = self._working()
         if inner is not None and (span.start_time or self.born) >= self.born:
             inner.on_end(span)
 
 
 class _RelaySampler(Sampler):
-    """The sampler of our own TracerProvider: that of the gate, while there is one; else nothing is recorded."""
+    """The sampler of our own TracerProvider: the gate's or the environment's, while there is one; else nothing is recorded."""
 
     inner: Sampler | None = None
 
@@ -88,8 +166,8 @@ class _RelaySampler(Sampler):
 
 
 class _Private(TracerProvider):
-    def __init__(self) -> None:
-        super().__init__(sampler=_RelaySampler(), resource=Resource({}), shutdown_on_exit=False)
+    def __init__(self, sampler: Sampler | None) -> None:
+        super().__init__(sampler=sampler, resource=Resource({}), shutdown_on_exit=False)
 
     def take_resource(self, resource: Resource) -> None:
         """Have spans carry *resource* from now on, also those of tracers that were made before."""
@@ -103,12 +181,26 @@ class _Private(TracerProvider):
 @cache
 def private_provider() -> TracerProvider:
     """Return our own TracerProvider, one for the life of the process: tracers that libraries have taken from it stay good."""
-    return _Private()
+    return _Private(_RelaySampler())
 
 
 def leave_to_parent(provider: TracerProvider) -> None:
     """In a forked child: the spans that are open now are ended by the parent, too, and sent by it."""
-    _relay_in(provider).born = time.time_ns()
+    relay = _relay_in(provider)
+    relay.born = time.time_ns()
+    relay.active.forget()
+
+
+@cache
+def sampler_of_environment() -> Sampler | None:
+    """Return what OTEL_TRACES_SAMPLER asks for; None where the gate may choose: unset, or no sampler that the SDK knows.
+
+    The SDK has said so then. Whoever asks for all, as operators do that set a default everywhere, gets the gate: it counts all.
+    """
+    if os.environ.get(_SAMPLER, "").strip().lower() in _ALL:
+        return None
+    found = _Private(None).sampler  # without one the SDK looks there
+    return None if found is DEFAULT_ON else found
 
 
 _relays: WeakKeyDictionary[TracerProvider, _Relay] = WeakKeyDictionary()
@@ -117,13 +209,13 @@ _relays: WeakKeyDictionary[TracerProvider, _Relay] = WeakKeyDictionary()
 def _relay_in(provider: TracerProvider) -> _Relay:
     relay = _relays.get(provider)
     if relay is None:
-        relay = _relays[provider] = _Relay()
+        relay = _relays[provider] = _Relay(provider)
         provider.add_span_processor(relay)
     return relay
 
 
 def find_tracer_provider(given: TracerProvider | None, settings: Settings) -> TracerProvider | None:
-    """Return whose spans pass the gate: of what was *given*, of the application's if nothing takes its spans yet, or ours.
+    """Return whose spans pass the gate: of what was *given*, of the application's while nothing takes its spans, or ours.
 
     None: spans are not our concern. The application has a TracerProvider and sends them itself, or there is no place to send
     them to.
@@ -144,14 +236,25 @@ def _has_processors(provider: TracerProvider) -> bool:
     processors: Sequence[SpanProcessor] = getattr(
         getattr(provider, "_active_span_processor", None), "_span_processors", ()
     )
-    return any(not isinstance(each, _Relay) for each in processors)
+    return any(map(_takes_spans, processors))
+
+
+def _takes_spans(processor: SpanProcessor) -> bool:
+    """Say whether it is the application's and does something with spans that have ended; one that only adds attributes does not."""
+    return not isinstance(processor, _Relay) and type(processor).on_end is not SpanProcessor.on_end
 
 
 class Traces:
-    """The way of the spans of *provider*, in one process: gate, outbox, and whatever ``send_to`` says."""
+    """The way of the spans of *provider*, in one process: gate, outbox, and whatever ``send_to`` says.
 
-    def __init__(self, provider: TracerProvider, settings: Settings, resource: Resource) -> None:
+    It is *left* to the application as soon as that takes the spans itself, unless the provider is ours or was *given*.
+    """
+
+    def __init__(
+        self, provider: TracerProvider, settings: Settings, resource: Resource, *, given: bool = False
+    ) -> None:
         self.provider = provider
+        self._given = given
         self._outbox = Outbox()
         content = settings.instrument.content
         self._gate = SpanGate(
@@ -161,6 +264,7 @@ class Traces:
             content=content,
             always=("otelperf.memory.relief",),  # seldom, and each one is a story of its own
         )
+        self._gate.sampler.in_use = True  # or the application's own decides, or that of the environment
         self._swept = time.monotonic()
         if isinstance(provider, _Private):
             provider.take_resource(resource)
@@ -170,15 +274,23 @@ class Traces:
         """What the gate did."""
         return self._gate.stats
 
+    @property
+    def left(self) -> bool:
+        """Whether the application sends the spans itself by now."""
+        return _relay_in(self.provider).left
+
     def send_to(self, exporter: SpanExporter | None) -> None:
         """Send what has ended, and will end, to *exporter*."""
         self._outbox.exporter = exporter
 
     def start(self) -> None:
         """Let spans come."""
-        if isinstance(self.provider.sampler, _RelaySampler):
-            self.provider.sampler.inner = self._gate.sampler
-        _relay_in(self.provider).inner = self._gate
+        sampler, ours = self.provider.sampler, isinstance(self.provider, _Private)
+        if isinstance(sampler, _RelaySampler):
+            relayed = sampler.inner = sampler_of_environment() or self._gate.sampler
+            sampler = relayed
+        counts = isinstance(sampler, HeadSampler)  # it records every call
+        _relay_in(self.provider).begin(self._gate, yields=not (ours or self._given), counts=counts)
 
     def tick(self) -> None:
         """Send what has ended since."""

@@ -6,6 +6,7 @@ import gc
 import re
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,11 +17,11 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, Sampler
 from opentelemetry.trace import SpanKind
 
 from otelperf.gate.content import attributes_of
-from otelperf.gate.spans import SpanGate, _size
+from otelperf.gate.spans import SpanGate, size_of
 from tests.gate.traced import OTHER, PARTIAL, REASON, REPRESENTED, Traced, of, remote
 
 HEARTBEAT = 50
@@ -108,6 +109,31 @@ def test_another_sampler_decides_alone_and_nothing_of_its_is_lost() -> None:
     traced.calls(2, children=1)
     assert traced.kept() == [("sampled", 1)] * 2
     assert len(traced.sent) == 4
+
+
+def test_a_gate_whose_sampler_is_not_in_use_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    traced = Traced(sampler=ALWAYS_ON)
+    traced.call(parent=remote(sampled=True))
+    assert not caplog.records
+    traced.calls(3)
+    assert [record.getMessage() for record in caplog.records] == [
+        (
+            "SpanGate: its sampler is not in use, so each call that another one samples is sent, and nothing is saved: "
+            "write TracerProvider(sampler=gate.sampler)"
+        )
+    ]
+
+
+@pytest.mark.parametrize("wrap", [lambda sampler: sampler, ParentBased])
+def test_a_gate_whose_sampler_is_in_use_says_nothing(
+    wrap: Callable[[Sampler], Sampler], caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = SpanGate(SimpleSpanProcessor(InMemorySpanExporter()), background=False)
+    provider = TracerProvider(wrap(gate.sampler), shutdown_on_exit=False)
+    provider.add_span_processor(gate)
+    for parent in (remote(sampled=True), Context()):
+        provider.get_tracer("t").start_span("call", parent).end()
+    assert (gate.stats.calls, caplog.records) == (2, [])
 
 
 def test_inside_a_parent_based_sampler_counts_are_right() -> None:
@@ -478,7 +504,7 @@ def test_texts_are_weighed_wherever_they_are(value: Any) -> None:
     small, large = traced.call(x=1), traced.call(x=value)
     assert isinstance(small, ReadableSpan)
     assert isinstance(large, ReadableSpan)
-    assert _size(large) - _size(small) >= 200
+    assert size_of(large) - size_of(small) >= 200
     # Read past the public way for speed: the same must be found there.
     assert large._attributes._dict == attributes_of(large)  # type: ignore[union-attr]
 

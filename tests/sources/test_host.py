@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from otelperf import catalog
@@ -171,7 +171,6 @@ def test_no_content_raises_anything_but_a_source_error(
 
 
 @given(data=st.data())
-@settings(max_examples=200)
 def test_no_machine_raises_anything_but_a_source_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -79,6 +80,20 @@ def test_a_given_baseline_is_compared_with_at_once() -> None:
 def test_a_baseline_that_says_nothing_is_refused(baseline: list[float]) -> None:
     with pytest.raises(ValueError, match="expected 50 finite ones or more"):
         quality_baseline(baseline, name="bad baseline")
+
+
+@pytest.mark.parametrize("baseline", [["a"], 5, [None] * 50])
+def test_a_baseline_of_no_numbers_is_refused_in_words(baseline: Any) -> None:
+    with pytest.raises(
+        (TypeError, ValueError), match=r"^otelperf\.quality_baseline: .*; expected 50 finite numbers or more$"
+    ):
+        quality_baseline(baseline, name="bad baseline")
+
+
+def test_what_is_no_score_is_told_once_and_none_is_not(caplog: pytest.LogCaptureFixture) -> None:
+    for wrong in (None, "good", float("nan")):
+        quality(wrong, name="no scores")  # type: ignore[arg-type] # as below
+    assert [str(record.msg) for record in caplog.records] == ['not a score which="no scores" value=good']
 
 
 def test_scores_are_kept_apart_by_what_is_scored_and_the_model() -> None:

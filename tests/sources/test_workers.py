@@ -165,6 +165,13 @@ def test_error_types_are_bounded() -> None:
     assert {r.attributes["error.type"]: r.value for r in told}["_OTHER"] == 80
 
 
+@pytest.mark.parametrize(("word", "told"), [("x" * 9999, "x" * 200), ("\ud800", "?"), ("", "_OTHER")])
+def test_an_errors_word_is_as_otlp_can_carry_it(word: str, told: str) -> None:
+    ocr = Worker("ocr")
+    ocr.end(ocr.begin(), word)
+    assert values(ocr)[f"otelperf.worker.errors {told}"] == 1
+
+
 @given(st.lists(st.tuples(st.sampled_from(["begin", "end", "fail", "read"]), st.integers(0, 5_000)), max_size=60))
 def test_the_times_in_all_states_add_up_to_the_time_that_passed(steps: list[tuple[str, int]]) -> None:
     clock = Watch()
@@ -226,3 +233,22 @@ def test_a_forked_child_counts_its_own_tasks_only() -> None:
     assert values(parent)["otelperf.worker.tasks"] == 1
     os.close(read)
     os.close(write)
+
+
+def test_a_name_that_is_no_text_is_refused() -> None:
+    for wrong in (3, None, len):  # the last: bare above a function
+        with pytest.raises(TypeError, match=r"^otelperf\.worker: name is .*, expected text"):
+            worker(wrong)  # type: ignore[arg-type] # wrong on purpose
+
+
+def test_a_worker_that_is_entered_points_to_its_task() -> None:
+    expected = r"^otelperf\.worker: a worker is no context: with otelperf\.worker\('a'\)\.task\(\)"
+    with pytest.raises(TypeError, match=expected), worker("a"):  # type: ignore[attr-defined, unused-ignore]
+        pass
+
+    async def enter() -> None:
+        async with worker("a"):  # type: ignore[attr-defined, unused-ignore]
+            pass
+
+    with pytest.raises(TypeError, match=expected):
+        asyncio.run(enter())

@@ -57,6 +57,7 @@ KIND_ATTRIBUTES = (
 _SAMPLED, _ERROR = TraceFlags.SAMPLED, StatusCode.ERROR
 _SAMPLE, _RECORD = Decision.RECORD_AND_SAMPLE, Decision.RECORD_ONLY
 _NO_STARTS = (SpanProcessor.on_start, BatchSpanProcessor.on_start, SimpleSpanProcessor.on_start)
+_NO_SAMPLER = "no sampler"
 _SPAN_BYTES = 1000  # of a span without attributes, about
 _ITEM_BYTES = 100  # an attribute, an event or a link beside its texts
 _LONGEST_WAIT = 5.0  # s between two sweeps, at most
@@ -356,6 +357,8 @@ class SpanGate(SpanProcessor):
             _, key, reason = handed
         else:  # the application's own sampler, or another thread's on_start
             key, reason = self._key(span), ""
+            if not self.sampler.in_use:
+                self._tell_no_sampler(span, context)
         span_id = context.span_id
         trace = _Trace(key, (reason or _reason_of(span)) if context.trace_flags & _SAMPLED else "", span_id)
         with self._lock:
@@ -395,7 +398,7 @@ class SpanGate(SpanProcessor):
     def _end_unsampled(self, span: ReadableSpan, span_id: int) -> Sequence[_Parcel]:
         """Buffer a child, or judge the call when it is its root; return what is to be sent."""
         failed = span.status.status_code is _ERROR
-        size = _size(span)
+        size = size_of(span)
         with self._lock:
             self._seen += 1
             trace = self._members.get(span_id)
@@ -549,7 +552,7 @@ class SpanGate(SpanProcessor):
         """Wait for nothing more: if the call has ended and is not kept, it is owed."""
         if trace.root is not None:
             kind = self._kinds.find(trace.key, self._clock())
-            self._owe(trace, kind, trace.root, _size(trace.root), trace.bytes)
+            self._owe(trace, kind, trace.root, size_of(trace.root), trace.bytes)
         self._remove(trace)
 
     def _settle_late(self, until: int) -> None:
@@ -588,7 +591,7 @@ class SpanGate(SpanProcessor):
                 return
 
     def _forget(self, trace: _Trace, child: ReadableSpan) -> None:
-        self._grow(trace, -_size(child))
+        self._grow(trace, -size_of(child))
         self._overflow += 1
         if child.context is not None and child.context.span_id in trace.ids:
             trace.ids.remove(child.context.span_id)
@@ -638,6 +641,15 @@ class SpanGate(SpanProcessor):
             self._told.add(where)
             _logger.exception(  # noqa: LOG004 # only handlers call this
                 "the span gate failed in %s; further failures there are not logged", where
+            )
+
+    def _tell_no_sampler(self, span: ReadableSpan, context: SpanContext) -> None:
+        """Warn, once, where another sampler than ours has sampled a call: whatever that samples is sent, and nothing saved."""
+        if context.trace_flags & _SAMPLED and span.parent is None and _NO_SAMPLER not in self._told:
+            self._told.add(_NO_SAMPLER)
+            _logger.warning(
+                "SpanGate: its sampler is not in use, so each call that another one samples is sent, and nothing is saved: "
+                "write TracerProvider(sampler=gate.sampler)"
             )
 
     def _run(self, job: Callable[[], object], timeout_millis: float) -> bool:
@@ -704,11 +716,12 @@ class HeadSampler(Sampler):
     """Decides when a call begins, so that everybody downstream is told the same. Use it together with its gate.
 
     A remote parent's decision is followed, and so is a local one's. Whatever is not sampled is recorded all the same. The
-    parent's tracestate is passed on as it is.
+    parent's tracestate is passed on as it is. *in_use*: it has been asked, or another one decides with intent.
     """
 
     def __init__(self, gate: SpanGate) -> None:
         self._gate = gate
+        self.in_use = False
 
     def should_sample(
         self,
@@ -720,6 +733,7 @@ class HeadSampler(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
+        self.in_use = True
         found = get_current_span(parent_context).get_span_context()
         parent = found if found is not None and found.is_valid else None
         sampled = parent is not None and bool(parent.trace_flags & _SAMPLED)
@@ -765,7 +779,7 @@ def _raised(span: ReadableSpan) -> bool:
     return len(span._events) > 0 and any(event.name == "exception" for event in span.events)  # noqa: SLF001
 
 
-def _size(span: ReadableSpan) -> int:
+def size_of(span: ReadableSpan) -> int:
     """Estimate the bytes that a span takes: its texts, and a flat rate for the rest."""
     try:  # the public way takes five times as long, and this is done for each span
         attributes: dict[str, Any] = span._attributes._dict  # type: ignore[union-attr] # noqa: SLF001

@@ -57,7 +57,7 @@ class Middleware:
         async def measured(message: Message) -> None:
             kind = message["type"]
             if kind == "http.response.start":
-                request.answered(message["status"], find_route(_route, scope))
+                request.answered(message.get("status"), find_route(_route, scope))
             await send(message)
             if kind == "http.response.body" and not message.get("more_body", False):
                 request.end()  # what runs in the background after that is not waited for

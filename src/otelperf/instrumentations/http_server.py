@@ -74,8 +74,8 @@ class Request:
 
     def answered(self, status: int | None, route: str | None) -> None:
         """The application has said its status. *route* is the template of the path, where it is known."""
-        if status is not None:
-            self._attributes["http.response.status_code"] = status
+        if isinstance(status, int):
+            self._attributes["http.response.status_code"] = int(status)
             if status >= _SERVER_ERROR:
                 self._attributes["error.type"] = str(status)
             else:

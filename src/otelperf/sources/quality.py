@@ -8,9 +8,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from otelperf.logs import Log
 from otelperf.readings import Attributes, Reading
 from otelperf.sources.histogram import Histogram
 from otelperf.sources.registry import Registry, RegistrySource, text
+
+_log = Log("otelperf.quality")
 
 BASELINE = 500  # scores
 WINDOW = 200  # scores
@@ -75,7 +78,11 @@ class Scores:
 
     def compare_with(self, baseline: Iterable[float]) -> None:
         """Take *baseline* instead of the first scores."""
-        scores = sorted(map(float, baseline))
+        try:
+            scores = sorted(map(float, baseline))
+        except (TypeError, ValueError, OverflowError) as error:
+            msg = f"otelperf.quality_baseline: {error}; expected {_LEAST} finite numbers or more"
+            raise type(error)(msg) from None
         if len(scores) < _LEAST or not all(map(math.isfinite, scores)):
             msg = f"otelperf.quality_baseline: {len(scores)} scores, expected {_LEAST} finite ones or more"
             raise ValueError(msg)
@@ -115,20 +122,24 @@ class Quality(RegistrySource):
     registry = _scores
 
 
-def quality(score: float, *, model: str | None = None, name: str = "quality") -> None:
+def quality(score: float | None, *, model: str | None = None, name: str = "quality") -> None:
     """Count a *score* of an answer of *model*; *name* is what is scored (relevance, faithfulness). Best between 0 and 1.
 
     ``otelperf.quality.drift`` compares the last 200 scores with the baseline: the first 500, unless ``quality_baseline`` gave
-    another. A score that is no finite number is left out: a judge may have none.
+    another. What is no finite number is left out and logged; None only left out: a judge may have none.
     """
+    if score is None:
+        return
     try:
         value = float(score)
-    except (TypeError, ValueError, OverflowError):
-        return
+    except Exception:  # noqa: BLE001 # whatever it is
+        value = math.nan
     if math.isfinite(value):
         _scores[text(name) or "", text(model)].add(value)
+    else:
+        _log.trouble("not a score", by=("which",), which=text(name), value=(text(score) or "")[:40])
 
 
 def quality_baseline(scores: Iterable[float], *, model: str | None = None, name: str = "quality") -> None:
-    """Compare with *scores* from now on: 50 finite numbers or more, else ValueError."""
+    """Compare with *scores* from now on: 50 finite numbers or more, else ValueError; what are no numbers at all, TypeError too."""
     _scores[text(name) or "", text(model)].compare_with(scores)

@@ -14,7 +14,13 @@ _LONGEST = 200  # characters
 
 def text(value: object) -> str | None:
     """Return an attribute's value as OTLP can carry it, whatever the application gave: None stays None."""
-    return None if value is None else str(value)[:_LONGEST].encode("utf-8", "replace").decode()
+    if value is None:
+        return None
+    try:
+        told = str(value)
+    except Exception:  # noqa: BLE001 # the application must not notice
+        told = f"<{type(value).__name__}>"
+    return told[:_LONGEST].encode("utf-8", "replace").decode()
 
 
 class Counts(Protocol):

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, Literal, NoReturn, ParamSpec, Protocol, Self, TypeVar
 
 from otelperf.readings import Attributes, Reading
 from otelperf.sources.generators import measured, measured_async
@@ -63,6 +63,7 @@ class Worker:
         self._error = False
         self._spent: dict[State, int] = dict.fromkeys(STATES, 0)
         self._errors: dict[str, int] = {}
+        self._first: dict[str, int] = {}  # when each error was first seen: its counter begins there (Unix ns)
         self._durations = Histogram()
 
     @property
@@ -73,6 +74,12 @@ class Worker:
     def task(self) -> Task:
         """Return a context, sync and async, in which one task runs."""
         return Task(self)
+
+    def _no_context(self, *_: object) -> NoReturn:
+        """Say so with the cure: several tasks may run at a time, so it is a task that is entered."""
+        raise TypeError(f"otelperf.worker: a worker is no context: with otelperf.worker({self.name!r}).task(): ...")
+
+    __enter__ = __exit__ = __aenter__ = __aexit__ = _no_context
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Decorate *function*: each of its calls is a task. Of a coroutine or generator function, until it ends."""
@@ -110,11 +117,13 @@ class Worker:
             self._durations.add(seconds)
             if error is None:
                 return
-            kind = error if isinstance(error, str) else type(error).__qualname__
+            kind = text(error if isinstance(error, str) else type(error).__qualname__) or _OTHER
             # A task that was cancelled or told to exit did not fail by itself.
             self._error = kind != _CANCELLED and isinstance(error, str | Exception)
             if kind not in self._errors and len(self._errors) >= _MOST_ERRORS:
                 kind = _OTHER
+            if kind not in self._errors:
+                self._first[kind] = time.time_ns()
             self._errors[kind] = self._errors.get(kind, 0) + 1
 
     def _pass(self, now: int) -> None:
@@ -126,7 +135,7 @@ class Worker:
         with self._lock:
             self._pass(self._clock())
             state, running, start = self.state, self._running, self._started
-            spent, errors = dict(self._spent), dict(self._errors)
+            spent, errors, first = dict(self._spent), dict(self._errors), dict(self._first)
             durations = self._durations.buckets()
         for kind in errors:
             self._failed.setdefault(kind, {**self._attributes, "error.type": kind})
@@ -135,7 +144,10 @@ class Worker:
             *(Reading("otelperf.worker.time", spent[each] / 1e9, self._in_state[each], start) for each in STATES),
             Reading("otelperf.worker.active_tasks", running, self._attributes),
             Reading("otelperf.worker.tasks", durations.count, self._attributes, start),
-            *(Reading("otelperf.worker.errors", count, self._failed[kind], start) for kind, count in errors.items()),
+            *(
+                Reading("otelperf.worker.errors", count, self._failed[kind], first[kind])
+                for kind, count in errors.items()
+            ),
             Reading("otelperf.worker.task.duration", durations, self._attributes, start),
         ]
 
@@ -201,5 +213,11 @@ class Workers(RegistrySource):
 
 
 def worker(name: str) -> Worker:
-    """Return the worker by *name*, which is low in cardinality: a role, not a request. From 1,000 on they are one, ``_OTHER``."""
+    """Return the worker by *name*, which is low in cardinality: a role, not a request. From 1,000 on they are one, ``_OTHER``.
+
+    Raises TypeError for what is no text: a function, where it stands bare above one.
+    """
+    if not isinstance(name, str):
+        msg = f"otelperf.worker: name is {name!r}, expected text: otelperf.worker('loader')"
+        raise TypeError(msg)
     return _workers[text(name) or ""]
