@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The unit tests, and only they: the real programs of the others would disturb one another.
 SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist worksteal
+# Each of the processes, and dozens of programs that tests start, would compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 PARTS := collector prometheus promtool alertmanager amtool llama-server tiny-model
 
 .PHONY: run test test-servers check nightly stack parts bench bench-overhead bench-fidelity bench-headline docs clean
@@ -15,7 +17,7 @@ check: $(VENV)/.dev  ## Lint, types and unit tests: under a minute
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not end_to_end" $(SIDE_BY_SIDE)
+	$(BIN)/pytest -q -m "not end_to_end" --ignore=tests/end_to_end $(SIDE_BY_SIDE)
 
 nightly: $(VENV)/.dev  ## The gate's promises, ten thousand examples of each: an hour or two
 	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest -q tests/gate $(SIDE_BY_SIDE)
@@ -61,9 +63,11 @@ $(VENV)/.made:
 
 # An editable install: the code is run as it is, and only new dependencies need a new install.
 $(VENV)/.installed: pyproject.toml | $(VENV)/.made
+	@echo installing into $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -e .
 	touch $@
 
 $(VENV)/.dev: pyproject.toml requirements-dev.txt | $(VENV)/.made
+	@echo installing into $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[grpc]' -r requirements-dev.txt
 	touch $@ $(VENV)/.installed

@@ -1,6 +1,6 @@
 """A batch: a pool of threads summarises documents. Calls, workers, a cache and the quality of answers are told by hand.
 
-pip install otelperf
+pip install .
 python examples/batch_workers.py 200
 """
 

@@ -1,6 +1,6 @@
 """A chat service: FastAPI in front of an inference server with OpenAI's API (llama-server, vLLM, SGLang …), streaming and not.
 
-pip install "otelperf[openai]" fastapi uvicorn openai
+pip install ".[openai]" fastapi uvicorn openai
 OPENAI_BASE_URL=http://127.0.0.1:8080/v1 OPENAI_API_KEY=none uvicorn --app-dir examples chat_service:app
 """
 

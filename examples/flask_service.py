@@ -1,6 +1,6 @@
 """A Flask service for gunicorn: loaded once, then forked. Each worker process is an instance of the service by itself.
 
-pip install "otelperf[http]" flask gunicorn requests
+pip install ".[http]" flask gunicorn requests
 gunicorn --preload -w 3 --chdir examples flask_service:app
 """
 

@@ -1,6 +1,6 @@
 """A batch through vLLM in this process: ``LLM.generate`` is measured by itself.
 
-pip install otelperf vllm
+pip install . vllm
 python examples/vllm_generate.py MODEL
 """
 

@@ -1,7 +1,7 @@
 """Run the whole stack on this machine: ``python -m stack [--remote-write] [--folder FOLDER]``.
 
 Prometheus, Alertmanager, the Collector, a llama.cpp server with a tiny model under light load, and the agent beside
-it. Parts that are absent are built first, which takes up to a quarter of an hour the first time.
+it. Parts that are absent are built first, which takes up to an hour the first time on two cores.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -360,6 +361,7 @@ def test_a_server_that_moves_to_another_port_ends_there_and_begins_here(clock: M
     known = {(each.name, str(each.attributes)) for each in ours}
     ended = [(each.name, str(each.attributes)) for each in ours if each.new is None]
     assert sorted(known) == sorted(ended)
+    assert ups(ours)[-1] == 0  # docs/promql.md tells by that what has moved from what is lost
     assert before.entity not in agent._resource_of
     assert not any(each.new is None for each in emissions if each.resource == agent._resource_of[after.entity])
     agent.close()
@@ -382,6 +384,21 @@ def test_a_server_that_is_recognised_late_keeps_its_instance(clock: ManualClock,
     assert (unknown["service.name"], known["service.name"]) == ("unknown_service", "llama.cpp")
     assert unknown["service.instance.id"] == known["service.instance.id"]
     assert ups(emissions) == [1]
+    agent.close()
+
+
+@pytest.mark.parametrize("setting", ["server.url", "server.ports"])
+def test_the_engine_of_a_server_is_told_once(
+    clock: ManualClock, llama: HTTPServer, caplog: pytest.LogCaptureFixture, setting: str
+) -> None:
+    caplog.set_level(logging.INFO, "otelperf.agent")
+    url = f"http://127.0.0.1:{llama.server_port}"
+    agent, _ = make_agent(
+        clock, mode="sidecar", **{setting: url if setting == "server.url" else str(llama.server_port)}
+    )
+    run(agent, clock, 20)
+    event = "server recognised" if setting == "server.url" else "server found"
+    assert [message for message in caplog.messages if "engine=" in message] == [f"{event} url={url} engine=llama.cpp"]
     agent.close()
 
 

@@ -136,6 +136,8 @@ def test_all_wrong_settings_are_told_and_exit_with_2(capsys: pytest.CaptureFixtu
         (["agent", "--mode"], "argument --mode: expected one argument (see otelperf agent --help)"),
         (["agent", "--gate-heart", "5s"], "--gate-heart is not a setting, did you mean --gate-heartbeat?"),
         (["agent", "--gate-rules", "5s"], "--gate-rules is not a setting"),
+        (["agent", "--endpoint", "a"], "is not a setting, did you mean --export-endpoint or --traces-endpoint?"),
+        (["agent", "--gate.heartbeat", "5s"], "--gate.heartbeat is not a setting, did you mean --gate-heartbeat?"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exits_with_2(

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otelperf.config import Settings, load, schema
-from otelperf.config_maps import ENGINES, MAPS
+from otelperf.config_maps import _ATTRIBUTES, ENGINES, MAPS
 from otelperf.config_values import UnfitError
 from otelperf.errors import ConfigError
 from otelperf.sources import engines
@@ -199,6 +199,39 @@ def test_a_wrong_item_is_told_with_the_value_and_what_to_do(
     item: dict[str, Any], expected: str, tmp_path: Path
 ) -> None:
     assert problems([{**GOOD, "items": [*GOOD["items"], item]}], tmp_path) == [f"in map 1 item 2: {expected}"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("gen_ai.token.typ", "gen_ai.token.type"),
+        ("gen_ai.request.modell", "gen_ai.request.model"),
+        ("otelperf.finish.reason", "otelperf.finish_reason"),
+        ("error.typ", "error.type"),
+    ],
+)
+def test_an_attribute_that_is_a_letter_off_is_refused_at_its_place(wrong: str, meant: str, tmp_path: Path) -> None:
+    expected = f"is '{wrong}': expected {meant}, or an attribute's name that is less like it"
+    assert problems([{**GOOD, "labels": {"a": wrong}}], tmp_path) == [f"in map 1 labels {expected}"]
+    for key, value in (("attributes", {wrong: "x"}), ("labels", {"a": wrong})):
+        item = {"metric": "otelperf.server.tokens", "series": "b", key: value}
+        assert problems([{**GOOD, "items": [*GOOD["items"], item]}], tmp_path) == [f"in map 1 item 2: {key} {expected}"]
+
+
+def test_attributes_of_ones_own_are_taken(tmp_path: Path) -> None:
+    names = dict.fromkeys(("tenant", "gen_ai.response.model", "acme.request.state", *_ATTRIBUTES), "x")
+    item = {"metric": "otelperf.server.tokens", "series": "a_total", "attributes": names}
+    (found,) = loaded(json.dumps({"server": {"maps": [{**GOOD, "items": [item]}]}}), tmp_path).server.maps
+    assert found["items"][0]["attributes"] == names
+
+
+def test_the_attributes_known_here_are_those_of_the_maps_there_are() -> None:
+    known: set[str] = set()
+    for engine in engines.ENGINES:
+        known |= set(engine.labels.values())
+        for item in engine.items:
+            known |= {*getattr(item, "attributes", ()), *getattr(item, "labels", {}).values()}
+    assert sorted(known) == list(_ATTRIBUTES)
 
 
 def test_all_faults_are_told_at_once_each_in_a_line(tmp_path: Path) -> None:

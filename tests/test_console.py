@@ -239,7 +239,7 @@ def test_an_agent_whose_reader_leaves_ends_without_a_traceback() -> None:
     os.close(reading)
     assert agent.stderr is not None
     assert any("console closed" in line for line in agent.stderr)
-    _, errors = agent.communicate(timeout=20)
+    _, errors = agent.communicate(timeout=60)
     assert "Traceback" not in errors
     assert "Exception ignored" not in errors
     assert agent.returncode is not None

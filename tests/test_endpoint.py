@@ -32,7 +32,7 @@ class Clock:
 
 
 def get(url: str, path: str, method: str = "GET") -> tuple[int, http.client.HTTPMessage, str]:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
     try:
         connection.request(method, path)
         response = connection.getresponse()
@@ -218,7 +218,7 @@ def test_an_ipv6_address_can_be_listened_on(serve: Serve) -> None:
 
 def connect(url: str) -> socket.socket:
     address = urlsplit(url)
-    return socket.create_connection((str(address.hostname), address.port or 0), timeout=10)
+    return socket.create_connection((str(address.hostname), address.port or 0), timeout=30)
 
 
 def test_more_than_a_few_requests_at_once_are_turned_away(serve: Serve) -> None:
@@ -226,7 +226,7 @@ def test_more_than_a_few_requests_at_once_are_turned_away(serve: Serve) -> None:
 
     def slow() -> tuple[int, str, str]:
         entered.release()
-        leave.wait(10)
+        leave.wait(60)
         return as_text("done")
 
     url = serve(slow=slow).url
@@ -235,12 +235,12 @@ def test_more_than_a_few_requests_at_once_are_turned_away(serve: Serve) -> None:
     for thread in threads:
         thread.start()
     for _ in threads:
-        assert entered.acquire(timeout=10)
+        assert entered.acquire(timeout=30)
     with connect(url) as ninth:
         assert ninth.recv(100) == b""
     leave.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
     assert answers == ["done"] * 8
     assert get(url, "/slow")[2] == "done"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -146,7 +147,13 @@ def test_a_second_call_returns_the_same_handle_and_tells_what_it_cannot_do(
     [
         ({"gate_heartbeat": "often"}, "gate.heartbeat is 'often' (gate_heartbeat= of instrument())"),
         ({"settings": {"gate.heartbeat": "often"}}, "gate.heartbeat is 'often' (gate_heartbeat= of instrument())"),
-        ({"gate_hartbeat": 5}, "gate_hartbeat is not a setting, did you mean gate.heartbeat"),
+        ({"gate_hartbeat": 5}, "gate_hartbeat is not a setting, did you mean gate_heartbeat?"),
+        ({"settings": {"gate.hartbeat": 5}}, "gate.hartbeat is not a setting, did you mean gate.heartbeat?"),
+        ({"endpoint": "http://a"}, "endpoint is not a setting, did you mean export_endpoint or traces_endpoint?"),
+        ({"exporter": "none"}, "exporter is not a setting, did you mean metrics_exporter or traces_exporter?"),
+        ({"libary": "all"}, "libary is not a setting, did you mean libraries?"),
+        ({"tracer_providr": 7}, "tracer_providr is not a setting, did you mean tracer_provider?"),
+        ({"gate_rules": []}, "gate.rules can only be set in the settings file"),
         ({"libraries": ["nix"]}, "instrument.libraries is 'nix' (libraries= of instrument()): expected all, none"),
         ({"config": "/nowhere/otelperf.yaml"}, "/nowhere/otelperf.yaml cannot be read"),
         ({"settings": [1]}, "settings is list: expected a mapping"),
@@ -168,9 +175,28 @@ def test_a_wrong_setting_is_told_and_raised_only_if_asked(
     )
     (record,) = caplog.records
     assert (record.levelno, expected in str(record.msg)) == (logging.ERROR, True), record.msg
-    with pytest.raises(ConfigError, match=expected.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(ConfigError, match=re.escape(expected)):
         otelperf.instrument("chat", strict=True, **given)  # type: ignore[arg-type] # as above
     assert threading.active_count() == threads
+
+
+def test_a_provider_with_a_sampler_of_its_own_is_no_mistake(
+    receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    with otelperf.instrument("chat", libraries="none", tracer_provider=provider):
+        provider.get_tracer("t").start_span("call").end()
+    assert [span.name for span in receiver.spans()] == ["call"]
+    assert not caplog.records
+
+
+def test_a_service_name_that_is_no_text_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert not otelperf.instrument(5).enabled  # type: ignore[arg-type] # wrong on purpose
+    assert [str(record.msg) for record in caplog.records] == [
+        """not started problem="service_name is int: expected text, such as instrument('chat')\""""
+    ]
+    with pytest.raises(ConfigError, match="service_name is int: expected text"):
+        otelperf.instrument(5, strict=True)  # type: ignore[arg-type] # as above
 
 
 def test_settings_are_taken_as_python_has_them(receiver: Receiver) -> None:

@@ -110,6 +110,23 @@ def test_repeated_trouble_is_told_once_a_minute_with_the_number_held_back(caplog
     assert caplog.messages == ["collector unreachable endpoint=a", "collector unreachable endpoint=a repeated=59"]
 
 
+def test_only_the_problem_that_was_told_counts_as_repeated(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    log = logs.Log("otelperf.sampler", logs.Repeats(clock=clock))
+    for problem in ("loads", "loads", "refused"):
+        log.trouble("source failed", problem=problem)
+    clock.now += 60
+    told = [log.trouble("source failed", problem="refused") for _ in range(3)]
+    clock.now += 60
+    log.trouble("source failed", problem="refused")
+    assert told == [True, False, False]
+    assert caplog.messages == [
+        "source failed problem=loads",
+        "source failed problem=refused",
+        "source failed problem=refused repeated=2",
+    ]
+
+
 def test_trouble_is_told_apart_by_the_fields_named(caplog: pytest.LogCaptureFixture) -> None:
     log = logs.Log("otelperf.export", logs.Repeats(clock=Clock()))
     for endpoint, error in (("a", 1), ("b", 2), ("a", 3)):
@@ -120,6 +137,24 @@ def test_trouble_is_told_apart_by_the_fields_named(caplog: pytest.LogCaptureFixt
         "collector unreachable endpoint=b error=2",
         "request refused endpoint=a",
     ]
+
+
+def test_numbers_of_errors_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    reset, gone = OSError(104, "Connection reset by peer"), OSError(2, "No such file", "x")
+    logs.Log("otelperf").warning("odd", problem=str(reset), then=f"OSError: {gone}")
+    assert caplog.messages == ['odd problem="Connection reset by peer" then="OSError: No such file: \'x\'"']
+
+
+def test_without_logging_set_up_a_line_says_who_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger().handlers[:] = []
+    log = logs.Log("otelperf.export")
+    log.warning("collector unreachable", endpoint="a")
+    log.info("not for the last resort")
+    assert capsys.readouterr().err == "otelperf: collector unreachable endpoint=a\n"
+    logging.getLogger().addHandler(handler := logging.StreamHandler(sys.stderr))
+    handler.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+    log.warning("collector unreachable", endpoint="a")
+    assert capsys.readouterr().err == "WARNING:otelperf.export:collector unreachable endpoint=a\n"
 
 
 def test_memory_for_trouble_is_bounded() -> None:
@@ -158,3 +193,16 @@ def test_logging_never_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     logs.configure(stream=io.StringIO())
     logs.Log("otelperf").trouble("unspeakable", by=("what",), what=Unprintable())
     logging.shutdown()
+
+
+def test_a_handler_of_the_programs_that_fails_reaches_nobody() -> None:
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError("broken")
+
+    handler = Broken()
+    logging.getLogger("otelperf").addHandler(handler)
+    try:
+        logs.Log("otelperf.export").warning("collector unreachable")
+    finally:
+        logging.getLogger("otelperf").removeHandler(handler)

@@ -190,12 +190,12 @@ def test_a_server_that_hangs_is_left_at_the_timeout(serve: Serve) -> None:
     released = threading.Event()
 
     def behave(_: bytes, _context: Context) -> bytes:
-        released.wait(10)
+        released.wait(60)
         return b""
 
     began = time.monotonic()
     verdict = send(serve(behave), timeout=0.3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert (verdict.outcome, verdict.unreachable) == ("retry", False)
     assert "DEADLINE_EXCEEDED" in verdict.message
     released.set()
@@ -247,7 +247,7 @@ def test_a_closed_transport_does_not_end_the_senders_thread(serve: Serve) -> Non
     sender = Sender(transport, lambda: None, limit=100, timeout=1.0)
     sender.start()
     sender.put(b"a", 1)
-    assert sender.close(5)
+    assert sender.close(30)
     assert sender.stats.requests["refused"] == 1
 
 

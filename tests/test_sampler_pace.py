@@ -18,6 +18,7 @@ from otelperf.errors import SourceFailed
 from otelperf.gate.metrics import DeltaGate, Emission
 from otelperf.gate.policy import Policy
 from otelperf.integrals import Integrals
+from otelperf.logs import Log, Repeats
 from otelperf.points import Points
 from otelperf.readings import Reading
 from otelperf.sampler import Sampler
@@ -141,8 +142,39 @@ def test_the_slowing_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     server.name = server.entity = "a slow one"
     sampler = sampler_of(server)
     pass_seconds(sampler, 0, 500)
-    told = [message for message in caplog.messages if message.startswith("source is read less often")]
-    assert told == ['source is read less often source="a slow one" seconds=0.5 interval=13.9']
+    told = "answer_seconds=0.5 interval_seconds=13.9 usual_interval_seconds=5.0"
+    assert caplog.messages == [f'source answers slowly and is read less often source="a slow one" {told}']
+
+
+def test_a_server_that_is_slow_now_and_then_is_told_once_until_it_is_normal(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    server = Server()
+    sampler = sampler_of(server)
+    for second in range(2000):
+        server.takes = 1.0 if second // 60 % 3 == 0 else 0.01
+        sampler.sample(START + second * SECOND)
+    assert [message.partition(" source=")[0] for message in caplog.messages] == [
+        "source answers slowly and is read less often",
+        "source answers slowly and is read less often",
+    ]  # at twice and at four times the usual interval
+    assert min(gaps(server)[-100:]) == 5
+    server.takes = 0.01
+    pass_seconds(sampler, 2000, 3000)
+    assert caplog.messages[2:] == ["source is read as often as usual again source=server interval_seconds=5.0"]
+
+
+def test_a_return_is_told_only_of_what_was_told_to_be_away(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    now = [0.0]
+    monkeypatch.setattr("otelperf.sampler._log", Log("otelperf.sampler", Repeats(clock=lambda: now[0])))
+    server = Server()
+    sampler = sampler_of(server)
+    for second in range(0, 60, 5):
+        now[0], server.fails = float(second), second % 10 == 0
+        sampler.sample(START + second * SECOND)
+    assert caplog.messages == ['source failed source=server problem="no whole answer"', "source is back source=server"]
 
 
 # -- and its readings

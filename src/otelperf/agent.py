@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from otelperf import __version__, catalog, own
+from otelperf import __version__, catalog, own, telemetry
 from otelperf.connection import without_login
 from otelperf.console import Console, NullExporter
 from otelperf.endpoint import Endpoint, Page, as_json, as_text
@@ -39,6 +39,7 @@ from otelperf.sources.engines.own_maps import engine_of
 from otelperf.sources.engines.server import Server
 from otelperf.sources.engines.watch import Watch
 from otelperf.sources.host import agent_source, host_sources
+from otelperf.standard_variables import not_followed
 from otelperf.transitions import Transitions, span
 
 if TYPE_CHECKING:
@@ -65,6 +66,12 @@ _OWN_INTERVAL = 5.0
 _FILESYSTEM_INTERVAL = 5.0
 _FIND_INTERVAL = 5.0
 _BOUNDS_AGE = 60 * _SECOND
+# Scopes whose counters begin when the first thing is counted, and say so: our own, and of those packages that we load.
+_TRUE_STARTS = (
+    SCOPE_NAME,
+    telemetry.SCOPE_NAME,
+    *(f"opentelemetry.instrumentation.{name}" for name in ("httpx", "requests", "genai.openai", "genai.anthropic")),
+)
 
 
 class Application(NamedTuple):
@@ -143,6 +150,7 @@ class Agent:
         self._bounds: Mapping[str, Bound] = {}
         self._bounds_of = 0  # streams
         self._bounds_read = 0
+        self._unfit: set[str] = set()  # told
         self.missed = 0
         self._last_tick = time.monotonic()
 
@@ -175,6 +183,7 @@ class Agent:
         self._take_found()
         snapshot = self._integrals.added_to(self._sampler.sample(now))
         self._know_servers()
+        self._tell_unfit()
         if self._own is None or now >= self._own_due:
             self._own = self._read_own(now, snapshot)
             self._own_due = now + int((_OWN_INTERVAL - self.interval / 2) * _SECOND)
@@ -237,9 +246,21 @@ class Agent:
         """Give each server that is now known for what it is the resource of that."""
         for server in self.servers:
             if server.entity not in self._resource_of:
+                if any(each is server for each in self._spared.values()):  # one that was found was named then
+                    _log.info("server recognised", url=server.url, engine=server.engine.name if server.engine else None)
                 resource = server_resource(self._settings, server, self._environ)
                 self._resource_of[server.entity] = resource
                 self._spared[id(resource)] = server
+
+    def _tell_unfit(self) -> None:
+        """Tell what was to be passed through and is on no server's page: it may be meant for another server here."""
+        for server in self.servers:
+            while server.unfit:
+                glob = server.unfit.popleft()
+                if glob not in self._unfit and all(glob in other.fits.missing for other in self.servers):
+                    self._unfit.add(glob)
+                    page = f"{server.url}{server.engine.metrics_path}" if server.engine else server.url
+                    _log.info("passthrough fits nothing", glob=glob, url=server.url, see=f"the names on {page}")
 
     def _read_own(self, now: int, snapshot: Snapshot) -> Batch:
         gate = self._settings.gate
@@ -359,6 +380,7 @@ class Agent:
             linger=gate.linger,
             gone_after=gate.gone_after,
             complete=(SCOPE_NAME,),
+            from_zero=_TRUE_STARTS,
             rate_window=gate.rate_window,
             histogram_interval=gate.histogram_interval,
             previous=gate.previous,
@@ -611,6 +633,9 @@ def run(settings: Settings) -> int:
     where = (
         without_login(settings.export.endpoint)[0] if settings.metrics.exporter == "otlp" else settings.metrics.exporter
     )
+    unheeded = not_followed(os.environ)
+    if unheeded:
+        _log.warning("standard variables that are not followed", **unheeded)
     _log.info("agent started", version=__version__, mode=settings.mode, to=where, endpoint=agent.url)
     agent.run(stop)
     agent.close()

@@ -677,14 +677,16 @@ def load(
     file: str | Path | None = None,
     *,
     named: Callable[[Setting], str] = lambda setting: setting.flag,
+    others: Sequence[str] = (FILE_FLAG,),
 ) -> Settings:
     """Find each setting's value; raise one ConfigError with a line for everything that is wrong.
 
-    *argv_values* by key; *named* is how errors call one of them. Without *file* the one that OTELPERF_CONFIG names is read, if any.
+    *argv_values* by key; *named* is how errors call one of them, *others* are what else can be given there. Without *file* the
+    one that OTELPERF_CONFIG names is read, if any.
     """
     environ = {} if environ is None else environ
     path = file if file is not None else environ.get(FILE_VARIABLE) or None
-    search = _Search(argv_values or {}, environ, named)
+    search = _Search(argv_values or {}, environ, named, others)
     if path is not None:
         search.entries = _entries(str(path), search.problems)
     search.refuse_unknown()
@@ -700,9 +702,16 @@ def load(
 class _Search:
     """One search for all values. Each place is looked at even if a stronger one has spoken, so that all faults show."""
 
-    def __init__(self, argv: Mapping[str, Any], environ: Mapping[str, str], named: Callable[[Setting], str]) -> None:
+    def __init__(
+        self,
+        argv: Mapping[str, Any],
+        environ: Mapping[str, str],
+        named: Callable[[Setting], str],
+        others: Sequence[str],
+    ) -> None:
         self.argv = argv
         self.named = named
+        self.others = others
         self.environ = environ
         self.entries: dict[str, Found] = {}
         self.found: dict[str, Found] = {}
@@ -710,11 +719,14 @@ class _Search:
         self.wrong: set[str] = set()
 
     def refuse_unknown(self) -> None:
-        flags = [FILE_FLAG, *(setting.flag for setting in SETTINGS if not setting.file_only)]
+        here = [self.named(setting).partition("=")[0] for setting in SETTINGS if not setting.file_only]
         for name in self.argv:
-            if name not in BY_KEY or BY_KEY[name].file_only:
-                self.problems.append(f"{name} is not a setting{near(name, flags if name.startswith('-') else BY_KEY)}")
-        names = {*OTHER_VARIABLES, *(name for setting in SETTINGS for name in setting.variables)}
+            if name not in BY_KEY:
+                known = BY_KEY if "." in name and not name.startswith("-") else [*here, *self.others]
+                self.problems.append(f"{name} is not a setting{near(name, known)}")
+            elif BY_KEY[name].file_only:
+                self.problems.append(f"{name} can only be set in the settings file")
+        names = dict.fromkeys([*OTHER_VARIABLES, *(name for setting in SETTINGS for name in setting.variables)])
         for name in sorted(self.environ):
             if name.startswith("OTELPERF_") and name not in names and not self._service_link(name):
                 self.problems.append(f"{name} is not a setting{self._near_variable(name, names)}")

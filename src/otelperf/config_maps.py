@@ -21,6 +21,18 @@ _MAKES = ("series", "sum", "rate", "ratio", "states")  # what an item is made of
 _COMBINES = ("first", "sum", "max")
 _STATE = "otelperf.worker.state"
 _OURS = ("otelperf.server.up", _STATE)  # made by otelperf itself, or by states
+# Those of the built-in maps. Others may be used, but not ones that differ by a slip of the pen.
+_ATTRIBUTES = (
+    "error.type",
+    "gen_ai.request.model",
+    "gen_ai.token.type",
+    "otelperf.finish_reason",
+    "otelperf.request.state",
+    "otelperf.server.engine.index",
+    "otelperf.server.replica.id",
+    "otelperf.server.startup.phase",
+)
+_SLIP = 0.94  # difflib's ratio: about a letter of ten, or two of thirty
 
 Plain = dict[str, Any]
 
@@ -201,13 +213,22 @@ def _list_of(read: Callable[[str, Any], Any]) -> Callable[[str, Any], list[Any]]
 def _texts(key: str, value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(each, str) and name for name, each in value.items()):
         raise _refuse(key, value, "a mapping of attributes to text")
-    return dict(value)
+    return {_attribute(key, name): each for name, each in value.items()}
+
+
+def _attribute(key: str, name: str) -> str:
+    from difflib import get_close_matches  # as in near()
+
+    close = get_close_matches(name, _ATTRIBUTES, n=1, cutoff=_SLIP)
+    if close and name not in _ATTRIBUTES:
+        raise _refuse(key, name, f"{close[0]}, or an attribute's name that is less like it")
+    return name
 
 
 def _labels(key: str, value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(each, str) and each for each in value.values()):
         raise _refuse(key, value, "a mapping of labels to the attributes that they become")
-    return {_label(key, name): each for name, each in value.items()}
+    return {_label(key, name): _attribute(key, each) for name, each in value.items()}
 
 
 def _only(key: str, value: Any) -> dict[str, list[str]]:

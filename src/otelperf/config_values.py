@@ -42,6 +42,7 @@ _BYTES = {
     **{prefix: 1000**power for power, prefix in enumerate("kMGT", 1)},
     **{f"{prefix}i": 1024**power for power, prefix in enumerate("KMGT", 1)},
 }
+_MOST_MEANT = 3  # names in one suggestion
 _LOOPBACK = re.compile(r"localhost|::1|127(?:\.(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])){3}")
 _MOST_PORTS = 64
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a header's name, RFC 9110
@@ -315,11 +316,31 @@ SHARE = Kind(
 
 
 def near(name: str, names: Iterable[str]) -> str:
-    """Suggest the name that was perhaps meant."""
+    """Suggest the name that was perhaps meant: those in which only words are missing, else the one most like it.
+
+    The words that both begin with do not count: the names of one section are all alike by them.
+    """
     from difflib import get_close_matches  # only wanted when something is wrong
 
-    close = get_close_matches(name, list(names), n=1)
-    return f", did you mean {close[0]}?" if close else ""
+    unlike = {each: _unlike(name, each) for each in names}
+    longer = [each for each, (one, two) in unlike.items() if one == two or (one and two[-len(one) :] == one)]
+    close = (
+        sorted(longer, key=lambda each: len(unlike[each][1]))[:_MOST_MEANT]
+        or [
+            each
+            for each in get_close_matches(name, unlike)
+            if get_close_matches("_".join(unlike[each][0]), ["_".join(unlike[each][1])])
+        ][:1]
+    )
+    return f", did you mean {' or '.join(close)}?" if close else ""
+
+
+def _unlike(name: str, other: str) -> tuple[list[str], list[str]]:
+    """Return the words of both, without those that both begin with."""
+    one, two = ([word for word in re.split("[-._]", each.lower()) if word] for each in (name, other))
+    while one and two and one[0] == two[0]:
+        one, two = one[1:], two[1:]
+    return one, two
 
 
 def quoted(value: Any) -> str:

@@ -203,7 +203,8 @@ class Connection:
             return Timeout(f"{self.url}: no whole answer within {timeout:g} s")
         if isinstance(error, ConnectionRefusedError | socket.gaierror):
             return Unreachable(f"{self.url}: {error.strerror or error}")
-        return HttpError(f"{self.url}: {str(error)[:_MESSAGE] or type(error).__name__}")
+        words = str(getattr(error, "strerror", None) or error)  # without the number of the error
+        return HttpError(f"{self.url}: {words[:_MESSAGE] or type(error).__name__}")
 
 
 def without_login(url: str) -> tuple[str, dict[str, str]]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _log = Log("otelperf.export")
 
 _ANSWER_LIMIT = 2**20
+_STATUS = len("HTTP 404")
 _RETRYABLE = {429, 502, 503, 504}  # the OTLP specification's list
 _FIRST_PAUSE = 0.5
 # A refused connection costs the other side nothing, and its return should be noticed; a busy one needs to be left alone.
@@ -127,7 +128,7 @@ class HttpTransport:
             return Verdict("retry", str(error), unreachable=isinstance(error, Unreachable))
         if answer.status // 100 == 2:  # the class of success
             return _accepted(answer, self._signal)
-        message = f"HTTP {answer.status} {answer.body[:200].decode(errors='replace').strip()}"
+        message = f"HTTP {answer.status} {answer.body[:200].decode(errors='replace').strip()}".rstrip()
         if answer.status == 404:
             message += f": an OTLP/HTTP endpoint usually ends in {self._signal.path}; "
             if self._signal.optional:
@@ -304,8 +305,8 @@ class Sender:
             self._drop(0, "request too old, dropped")
 
     def _trouble(self, event: str, **fields: Any) -> None:
-        """Warn, once a minute of each signal."""
-        _log.trouble(event, by=("signal",), **self.named, **fields)
+        """Warn, once a minute of each signal and of what the problem begins with: a status."""
+        _log.trouble(event, by=("signal",), apart=str(fields.get("problem", ""))[:_STATUS], **self.named, **fields)
 
     def _count(self, outcome: str, points: int) -> None:
         self.stats.requests[outcome] += 1
@@ -369,7 +370,9 @@ class Sender:
         if verdict.outcome == "refused":
             self._lost = True
             lost = {self._signal.items: request.points}
-            self._trouble("request refused", endpoint=endpoint, problem=verdict.message, **lost)
+            anew = "; all series are sent anew once it takes requests" if self._on_loss else ""
+            then = f"lost, not sent again{anew}"
+            self._trouble("request refused", endpoint=endpoint, problem=verdict.message, **lost, then=then)
         else:
             if self.stats.last_delivery is None or self._unserved:
                 _log.info("delivering", **self.named, endpoint=endpoint)

@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from math import isfinite
 from typing import Any, Literal
 
 _BARE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:/+@%*,;()[]{}<>!#$&'^`|~?")
 _MOST_KEYS = 1000
+_ERRNO = re.compile(r"\[(?:Errno|WinError) -?\d+\] ")  # a number that says what the words after it say
 
 
 class Event:
@@ -41,19 +44,21 @@ class Repeats:
         self._lock = threading.RLock()
         self._every = every
         self._clock = clock
-        self._seen: dict[tuple[Any, ...], tuple[float, int]] = {}  # when it was last let through, how many held since
+        self._seen: dict[
+            tuple[Any, ...], tuple[float, int, int]
+        ] = {}  # when one was let through, its problem, how many held
 
-    def admit(self, key: tuple[Any, ...]) -> int | None:
-        """Return how many like it were held back since the last one let through, or None to hold this one too."""
+    def admit(self, key: tuple[Any, ...], problem: object = None) -> int | None:
+        """Return how often the same *problem* was let through last and held back since, or None to hold this one too."""
         with self._lock:
-            now = self._clock()
-            last, held = self._seen.get(key, (None, 0))
+            now, this = self._clock(), hash(problem)
+            last, told, held = self._seen.get(key, (None, this, 0))
             if last is not None and now - last < self._every:
-                self._seen[key] = (last, held + 1)
+                self._seen[key] = (last, told, held + (this == told))
                 return None
             self._make_room(now)
-            self._seen[key] = (now, 0)
-            return held
+            self._seen[key] = (now, this, 0)
+            return held if this == told else 0
 
     def renew_lock(self) -> None:
         """In a forked child: a thread of the parent's may have held it."""
@@ -94,16 +99,25 @@ class Log:
     def error(self, event: str, /, **fields: Any) -> None:
         self._log(logging.ERROR, event, fields)
 
-    def trouble(self, event: str, /, *, by: tuple[str, ...] = (), **fields: Any) -> None:
-        """Warn at most once a minute per event and values of the fields in *by*; ``repeated`` counts the others."""
-        key = (self._logger.name, event, *(_plain(fields.get(name)) for name in by))
-        held = self._repeats.admit(key)
-        if held is not None:
-            self._log(logging.WARNING, event, {**fields, "repeated": held} if held else fields)
+    def trouble(self, event: str, /, *, by: tuple[str, ...] = (), apart: str = "", **fields: Any) -> bool:
+        """Warn at most once a minute per event, values of the fields in *by*, and *apart*. Return whether it was told.
+
+        ``repeated`` counts those with the same problem that were held back since it was told last.
+        """
+        key = (self._logger.name, event, apart, *(_plain(fields.get(name)) for name in by))
+        held = self._repeats.admit(key, _plain(fields.get("problem")))
+        if held is None:
+            return False
+        self._log(logging.WARNING, event, {**fields, "repeated": held} if held else fields)
+        return True
 
     def _log(self, level: int, event: str, fields: Mapping[str, Any]) -> None:
         if self._logger.isEnabledFor(level):
-            self._logger.log(level, Event(event, fields), stacklevel=3)
+            with suppress(Exception):  # a handler of the application's
+                # Python's last resort, for a program without logging, prints nothing of who speaks.
+                told = event if self._logger.hasHandlers() else f"otelperf: {event}"
+                worded = {key: _ERRNO.sub("", each) if isinstance(each, str) else each for key, each in fields.items()}
+                self._logger.log(level, Event(told, worded), stacklevel=3)
 
 
 def configure(level: str = "info", form: Literal["logfmt", "json"] = "logfmt", stream: Any = None) -> None:

@@ -30,7 +30,8 @@ _EARLY = _SECOND // 4  # ticks are never quite on time: one this early (at most 
 _STUCK_STREAMS = 100.0  # seconds: two default heartbeats
 _SLOWEST = 60.0  # seconds: no source is slowed beyond
 _NEWEST = 1 / 3  # weight of the last read in the smoothed reading time: one slow answer is not yet a slow server
-_TOLD = 2  # intervals: a pace so slow is told
+_TOLD = 2  # times the pace told last: a pace so slow is told
+_NORMAL = 300 * _SECOND  # at the usual interval for so long is normal: a server that is slow now and then is told once
 _CHANCES = 2  # reads that have failed since, before a reading can be gone
 _SLEPT = 10 * _SECOND  # nobody sampled for so long: the process was stopped, or its machine
 
@@ -136,7 +137,9 @@ class _Slot:
         self.due = 0
         self.asked = 0
         self._share: float | None = getattr(source, "share", None)
-        self._pace = self.interval
+        self._pace = self._told_pace = self.interval
+        self._slowed = 0  # last so
+        self._told_away = False
         self._smoothed = 0.0  # s that a read takes
         self._reads = 0
         self._overslept = False
@@ -197,8 +200,9 @@ class _Slot:
             self.due = self.asked + max(_ABSENT_AGAIN, self.interval)
             _log.debug("source absent", source=name, problem=outcome.message)
         elif failed:
-            _log.trouble("source failed", by=("source",), source=name, problem=outcome.message)
-        elif before is not None and not before.ok:
+            self._told_away |= _log.trouble("source failed", by=("source",), source=name, problem=outcome.message)
+        elif before is not None and not before.ok and (before.absent or self._told_away):
+            self._told_away = False
             _log.info("source is back", source=name)
         if outcome.readings is not None:
             batch = Batch(name, self.source.entity, outcome.time, outcome.readings)
@@ -211,19 +215,24 @@ class _Slot:
             return
         # What it may count for is bounded, or a server that hung would be read seldom for long after.
         self._smoothed += _NEWEST * (min(duration, _SLOWEST * self._share) - self._smoothed)
-        before = self._pace
         wanted = min(self._smoothed / self._share, _SLOWEST)
         self._pace = max(self.interval, int(wanted * _SECOND))
         if self._pace > self.interval:
             self.due = self.asked + self._pace
-        if before < _TOLD * self.interval <= self._pace:
-            _log.trouble(
-                "source is read less often",
-                by=("source",),
+            self._slowed = self.asked
+        usual = round(self.interval / _SECOND, 1)
+        if self._pace >= _TOLD * self._told_pace:
+            self._told_pace = self._pace
+            _log.warning(
+                "source answers slowly and is read less often",
                 source=self.source.name,
-                seconds=round(duration, 3),
-                interval=round(self._pace / _SECOND, 1),
+                answer_seconds=round(duration, 3),
+                interval_seconds=round(self._pace / _SECOND, 1),
+                usual_interval_seconds=usual,
             )
+        elif self._told_pace > self.interval and self.asked - self._slowed >= _NORMAL:
+            self._told_pace = self.interval
+            _log.info("source is read as often as usual again", source=self.source.name, interval_seconds=usual)
 
     def _without(self, batch: Batch) -> list[_Read]:
         """What was read before, less the namesakes of what *batch* has read anew."""
@@ -240,7 +249,7 @@ class _Slot:
         seconds = (steady - self._waiting) / _SECOND
         message = f"no answer for {seconds:.0f} s"
         self._report(_Outcome(0, seconds, None, whole=False, ok=False, absent=False, message=message), None, failures=0)
-        _log.trouble("source hangs", by=("source",), source=self.source.name, problem=message)
+        self._told_away |= _log.trouble("source hangs", by=("source",), source=self.source.name, problem=message)
 
     def _report(self, outcome: _Outcome, success: int | None, failures: int) -> None:
         """Say how the source is, on top of what was known: the last *success* (Unix ns), and *failures* more."""

@@ -22,6 +22,6 @@ def context(
     except (OSError, ssl.SSLError) as error:
         named = ", ".join(path for path in (certificate, client_certificate, client_key) if path)
         keys = ", ".join(f"{section}.{key}" for key in ("certificate", "client_certificate", "client_key"))
-        msg = f"cannot use the TLS files {named}: {error}; check {keys}"
+        msg = f"cannot use the TLS files {named}: {error.strerror or error}; check {keys}"
         raise ConfigError(msg) from error
     return made

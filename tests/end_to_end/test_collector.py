@@ -45,7 +45,7 @@ def send(collector: Process, *metrics: Metric) -> int:
     request = urllib.request.Request(
         f"{collector.url}/v1/metrics", body, {"Content-Type": "application/x-protobuf"}, method="POST"
     )
-    with urllib.request.urlopen(request, timeout=10) as response:
+    with urllib.request.urlopen(request, timeout=30) as response:
         status: int = response.status
     return status
 
@@ -72,7 +72,7 @@ def test_a_previous_point_and_its_successor_are_both_stored(any_collector: Proce
     now = time.time_ns()
     send(any_collector, counter(number(now - 20 * SECOND, 1)))
     send(any_collector, counter(number(now - SECOND, 1), number(now, 50)))
-    wait_until(lambda: stored(prometheus, "things_total[5m]") == [1, 1, 50], 20, "the pair was not stored")
+    wait_until(lambda: stored(prometheus, "things_total[5m]") == [1, 1, 50], 60, "the pair was not stored")
 
 
 def test_marks_end_every_kind_of_series(any_collector: Process, prometheus: Process) -> None:
@@ -92,15 +92,15 @@ def test_marks_end_every_kind_of_series(any_collector: Process, prometheus: Proc
     names = '{job="test",__name__!="target_info"}'
     send(any_collector, *all_three(gauge, count, histogram))
     # level, things_total, sizes_sum, sizes_count, two buckets
-    wait_until(lambda: len(query(prometheus.url, names)) == 6, 20, "not all series arrived")
+    wait_until(lambda: len(query(prometheus.url, names)) == 6, 60, "not all series arrived")
     send(any_collector, *all_three(mark(gauge, now), mark(count, now), mark(histogram, now)))
-    wait_until(lambda: query(prometheus.url, names) == [], 20, "a series lives on after its mark")
+    wait_until(lambda: query(prometheus.url, names) == [], 60, "a series lives on after its mark")
 
 
 def test_resource_attributes_that_rules_group_by_are_labels(collector: Process, prometheus: Process) -> None:
     send(collector, counter(number(time.time_ns(), 1)))
     labels = 'things_total{k8s_pod_name="pod-1",job="test",instance="one"}'
-    wait_until(lambda: len(query(prometheus.url, labels)) == 1, 20, "the labels are missing")
+    wait_until(lambda: len(query(prometheus.url, labels)) == 1, 60, "the labels are missing")
 
 
 def test_a_killed_collector_delivers_from_its_disk_what_it_had_accepted(prometheus: Process, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_killed_collector_delivers_from_its_disk_what_it_had_accepted(promethe
 
 
 def test_the_collector_is_healthy_without_tempo(collector: Process) -> None:
-    with urllib.request.urlopen(f"http://127.0.0.1:{collector.ports['health']}/", timeout=5) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{collector.ports['health']}/", timeout=30) as response:
         assert response.status == 200
 
 

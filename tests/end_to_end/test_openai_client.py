@@ -73,16 +73,18 @@ def test_a_stream_has_its_first_chunk_and_its_chunks_as_the_client_counts_them(c
     list(client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=2, stream=True))  # imports
     before = total(seen, FIRST_CHUNK), count(seen, PER_CHUNK), total(seen, DURATION)
     began = time.perf_counter()
-    first, chunks, usage = 0.0, 0, None
+    first, last, chunks, usage = 0.0, 0.0, 0, None
     for chunk in client.chat.completions.create(
         model="tiny", messages=MESSAGES, max_tokens=40, stream=True, stream_options={"include_usage": True}
     ):
-        first = first or time.perf_counter() - began
+        last = time.perf_counter() - began
+        first = first or last
         chunks += 1
         usage = chunk.usage or usage
     whole = time.perf_counter() - began
-    assert total(seen, FIRST_CHUNK) - before[0] == pytest.approx(first, abs=0.05)
-    assert total(seen, DURATION) - before[2] == pytest.approx(whole, abs=0.05)
+    # What is measured inside lies within what we measure around it, however busy the machine is.
+    assert 0 < total(seen, FIRST_CHUNK) - before[0] <= first
+    assert last - first <= total(seen, DURATION) - before[2] <= whole
     assert count(seen, PER_CHUNK) - before[1] == chunks - 1
     assert usage is not None
     assert model_spans(seen)[-1]["gen_ai.usage.output_tokens"] == usage.completion_tokens

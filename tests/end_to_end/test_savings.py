@@ -105,7 +105,7 @@ def savings(prometheus: Process, capsys: pytest.CaptureFixture[str], *flags: str
 
 def read(prometheus: Process, begin: int) -> dict[str, Stream]:
     recording = Recording(10**6)
-    source = Prometheus(prometheus.url, {}, None, 10.0)
+    source = Prometheus(prometheus.url, {}, None, 30.0)
     source.read(['{job="tested"}'], begin - 1, begin + COUNT * STEP, recording, lambda _: None)
     source.close()
     return {each.metric: each for each in streams(recording, recording.finish())}
@@ -197,7 +197,7 @@ def test_a_dump_of_promtool_says_the_same(
             '--match={job="tested"}',
             tmp_path / "prometheus" / "data",
         ]
-        subprocess.run(command, stdout=output, check=True, timeout=60)
+        subprocess.run(command, stdout=output, check=True, timeout=180)
     assert cli.main(["savings", "--file", str(file), "--json"]) == 0
     by_file = json.loads(capsys.readouterr().out)
     assert by_file["total"] == by_url["total"]

@@ -6,7 +6,7 @@ import json
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -32,7 +32,7 @@ class Server(Loopback):
         self.asked: list[tuple[str, dict[str, list[str]]]] = []
 
     def _serve(self, client: socket.socket) -> None:
-        with client, client.makefile("rb") as stream:
+        with client, client.makefile("rb") as stream, suppress(OSError):  # who asked may have left
             while line := stream.readline():
                 headers = b""
                 while (header := stream.readline()) not in {b"", b"\r\n"}:
