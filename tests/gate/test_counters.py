@@ -13,7 +13,7 @@ from opentelemetry.sdk.metrics.export import MetricExportResult
 
 from otelperf.gate.policy import Rule
 from tests.gate.test_decisions import increase_as_prometheus_has_it
-from tests.gate.world import MS, SCOPE, SECOND, START, World, buckets, counter, histogram, number
+from tests.gate.world import MS, SCOPE, SECOND, START, World, buckets, counter, data, gauge, histogram, number
 
 TEN_PERCENT = Rule(kind="trend", relative=0.1)
 GAINS = st.lists(
@@ -340,3 +340,33 @@ def test_a_0_whose_request_failed_is_sent_again() -> None:
     world.count(1, start=began)
     world.count(1, start=began)
     assert sorted(world.values()) == [0, 1]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([1, 1, 1, 5, 60, 400]), st.integers(0, 3) | st.none(), st.booleans()), max_size=30
+    )
+)
+def test_whatever_happens_a_beginning_is_where_a_life_began_and_before_its_readings(
+    script: list[tuple[int, int | None, bool]],
+) -> None:
+    """*script*: seconds since the last look, what was gained (None: the counter is not listed), whether it began anew."""
+    world = watching(gone_after=20)
+    starts: list[int] = []
+    read: set[tuple[int, float]] = set()
+    value = 0
+    for seconds, gain, anew in script:
+        world.now += seconds * SECOND
+        if anew or not starts:
+            starts.append(world.now - SECOND // 2)
+            value = 0
+        value += gain or 0
+        seen = [] if gain is None else [number(world.now, value, start=starts[-1])]
+        read |= {(point.time_unix_nano, point.value) for point in seen}
+        world.gate.export(data(counter("m", *seen), gauge("other", number(world.now, 1))))
+    world.flush()
+    sent = [(point.time_unix_nano, point.value) for point in world.points()]
+    beginnings = [point for point in sent if point not in read]
+    assert [value for _, value in beginnings] == [0] * len(beginnings)
+    assert {time for time, _ in beginnings} <= set(starts)
+    assert len(beginnings) == len(set(beginnings)) == world.gate.stats.emitted["beginning"]

@@ -253,6 +253,11 @@ def test_an_override_of_nothing_known_fails_before_any_export() -> None:
         Policy({}, (Override("m", {"heartbeet": 5}),))
 
 
+def test_a_gate_takes_a_policy_and_no_bare_rules() -> None:
+    with pytest.raises(ValueError, match="DeltaGate: policy is {'m': Rule"):
+        DeltaGate(Recorder(), {"m": Rule()})  # type: ignore[arg-type] # what a newcomer tries
+
+
 # Memory
 
 

@@ -229,9 +229,8 @@ class Trend:
             if not chosen:
                 break
             found += chosen
-        if (
-            error > 1 and earlier
-        ):  # what looked best at first may lead nowhere: two or three at once, the newest among them
+        if error > 1 and earlier:
+            # What looked best at first may lead nowhere: two or three at once, the newest among them.
             others = self._candidates(views, newest, ())[1:]
             for count in (1, 2):
                 chosen, error = _best(views, ((newest, *some) for some in combinations(others, count)), (), error)
