@@ -162,7 +162,9 @@ class DeltaGate(MetricExporter):
             gone_after=gone_after or 0.0,
         )
         if policy is not None and not isinstance(policy, Policy):
-            raise ValueError(f"DeltaGate: policy is {policy!r}, expected a Policy, such as Policy({{'m': Rule(delta=1)}})")
+            raise ValueError(
+                f"DeltaGate: policy is {policy!r}, expected a Policy, such as Policy({{'m': Rule(delta=1)}})"
+            )
         if budget is not None and not isinstance(budget, Budget):
             raise ValueError(f"DeltaGate: budget is {budget!r}, expected a Budget")
         if spacing > heartbeat or (spacing and previous):
