@@ -54,10 +54,10 @@ class Console:
         """Say how to read what follows."""
         self._print(f"{'time':<10}  {'metric':<68} {'old → new':<26} why")
         self._print(
-            "why: first sight · change past the delta · threshold · state · rate would be misread, and previous: an earlier"
+            "why: first sight, and beginning: the 0 before it · change past the delta · threshold · state · rate or quantile"
         )
         self._print(
-            "reading puts it right · quantile · group: goes with another · reset · heartbeat · end. docs/gate.md says more"
+            "misread, and previous: an earlier reading mends it · group: with another · reset · heartbeat · end (docs/gate.md)"
         )
 
     def emission(self, emission: Emission) -> None:
