@@ -9,7 +9,6 @@ import sys
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,15 @@ import pytest
 from stack import processes
 from stack.processes import Process, free_port, wait_until
 from tests.conftest import PROJECT
+from tests.end_to_end.tempo import collector, tempo
 from tests.receiver import Receiver
+
+__all__ = ["collector", "tempo"]
 
 pytestmark = pytest.mark.end_to_end
 
 EXAMPLES = PROJECT / "examples"
 SECRET = "PROMPT-THAT-NOBODY-MAY-SEE"
-
-
-@pytest.fixture
-def tempo() -> Iterator[Receiver]:
-    with Receiver() as found:
-        yield found
-
-
-@pytest.fixture
-def collector(prometheus: Process, tempo: Receiver, tmp_path: Path) -> Iterator[Process]:
-    with processes.collector(prometheus.url, tmp_path / "collector", traces_url=tempo.url) as process:
-        yield process
 
 
 def environment(collector: Process, **more: str) -> dict[str, str]:

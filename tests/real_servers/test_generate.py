@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,24 +12,13 @@ from stack import processes
 from stack.parts import part
 from stack.processes import Process, query, wait_until
 from tests.conftest import PROJECT
+from tests.end_to_end.tempo import collector, tempo
 from tests.real_servers.conftest import prometheus
 from tests.receiver import Receiver
 
-__all__ = ["prometheus"]
+__all__ = ["collector", "prometheus", "tempo"]
 
 pytestmark = pytest.mark.real_servers("vllm")
-
-
-@pytest.fixture
-def tempo() -> Iterator[Receiver]:
-    with Receiver() as found:
-        yield found
-
-
-@pytest.fixture
-def collector(prometheus: Process, tempo: Receiver, tmp_path: Path) -> Iterator[Process]:
-    with processes.collector(prometheus.url, tmp_path / "collector", traces_url=tempo.url) as process:
-        yield process
 
 
 def test_generate_in_this_process_is_what_it_counts_itself(

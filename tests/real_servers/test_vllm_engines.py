@@ -22,8 +22,11 @@ import pytest
 from benchmarks import traffic
 from stack import processes
 from stack.processes import Process, query, series_samples, wait_until
+from tests.end_to_end.tempo import collector, tempo
 from tests.real_servers.conftest import Answers, StartAgent
 from tests.receiver import Receiver, Span
+
+__all__ = ["collector", "tempo"]
 
 pytestmark = pytest.mark.real_servers("vllm")
 
@@ -43,18 +46,6 @@ TO_RECOVER = 180.0
 @pytest.fixture(scope="module")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     with processes.vllm(tmp_path_factory.mktemp("vllm"), engines=2) as process:
-        yield process
-
-
-@pytest.fixture
-def tempo() -> Iterator[Receiver]:
-    with Receiver() as found:
-        yield found
-
-
-@pytest.fixture
-def collector(prometheus: Process, tempo: Receiver, tmp_path: Path) -> Iterator[Process]:
-    with processes.collector(prometheus.url, tmp_path / "collector", traces_url=tempo.url) as process:
         yield process
 
 

@@ -266,7 +266,7 @@ class Stream:
         if point is None or emitted is None:
             return True
         if not isinstance(point, NumberDataPoint) or not isinstance(emitted, NumberDataPoint):
-            return self._ripe(point, emitted, terms)
+            return self._ripe(point, emitted, terms.histogram_interval)
         if self._trend is not None and self.rule.kind == "trend":
             return not self._trend.still(point.value)
         return point.value != emitted.value
@@ -334,27 +334,22 @@ class Stream:
         return "rate" if due[-1][0] == point.time_unix_nano else "previous"
 
     def _histogram_reason(self, point: DataPoint, emitted: DataPoint, terms: Terms) -> str | None:
-        time, amount = point.time_unix_nano, _amount(point)
-        if amount == _amount(emitted):
+        if not self._ripe(point, emitted, terms.histogram_interval // _SOON):
             return None
-        age = time - emitted.time_unix_nano + self.step // 2
-        if age < terms.histogram_interval // _SOON:
-            return None
-        delta, relative = self._in_force(terms)
-        if self._spread is not None and isinstance(point, HistogramDataPoint):
-            above = _ABOVE if age < terms.histogram_interval else 0
-            if (relative or not above) and self._spread.misread(
-                time, point.bucket_counts, terms.watch.rate_window, relative, above
-            ):
+        ripe = self._ripe(point, emitted, terms.histogram_interval)
+        time, (delta, relative) = point.time_unix_nano, self._in_force(terms)
+        if self._spread is not None and isinstance(point, HistogramDataPoint) and (ripe or relative):
+            window, above = terms.watch.rate_window, 0 if ripe else _ABOVE
+            if self._spread.misread(time, point.bucket_counts, window, relative, above):
                 return "quantile"
-        if age < terms.histogram_interval or self._trend is None:
+        if not ripe or self._trend is None:
             return None
-        return "rate" if self._trend.due(time, amount, terms.watch, delta, relative, earlier=False) else None
+        return "rate" if self._trend.due(time, _amount(point), terms.watch, delta, relative, earlier=False) else None
 
-    def _ripe(self, point: DataPoint, emitted: DataPoint, terms: Terms) -> bool:
-        """Say whether a histogram has something new, and has been silent for long enough."""
+    def _ripe(self, point: DataPoint, emitted: DataPoint, interval: int) -> bool:
+        """Say whether a histogram has something new, and has been silent for the interval."""
         age = point.time_unix_nano - emitted.time_unix_nano
-        return _amount(point) != _amount(emitted) and age >= terms.histogram_interval - self.step // 2
+        return _amount(point) != _amount(emitted) and age >= interval - self.step // 2
 
 
 def _newest(exemplars: Iterable[Any]) -> list[Any]:
